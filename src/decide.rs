@@ -1,0 +1,374 @@
+//! What an answer means: the table of the design's section 5, and what to write after a poll or an attempt.
+
+use std::time::Duration;
+
+use crate::backoff;
+use crate::clock::Timestamp;
+use crate::delivery::{Attempt, Delivery, Fact, Outcome};
+use crate::pace::{LONGEST_RETRY_AFTER, Sign};
+use crate::watch::{Asset, Reason, State, Streaks, Watch};
+
+/// Refusals in a row after which an asset is abandoned.
+const REJECTIONS: u32 = 3;
+/// The longest Retry-After of a receiver that is believed.
+const LONGEST_HOOK_WAIT: Duration = Duration::from_secs(24 * 3_600);
+/// Attempts are late by at most this share of their gap, never early.
+const LATENESS: f64 = 0.2;
+
+/// What one poll of one asset saw. It cannot fail: a refused connection is something seen.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Observation {
+    /// 200 with a status. `note` is what was odd about it: an `err` beside the status, fields that had to be dropped.
+    Answered { asset: Asset, note: Option<String> },
+    /// 200 with an `err` and no status; a redirect: an answer, but not one about the asset.
+    Unusable { error: String },
+    /// No answer, or none that an API in order would give.
+    Unavailable { error: String },
+    /// 429, or 503 with a Retry-After; the wait, if one was given.
+    Throttled { wait: Option<Duration>, error: String },
+    /// 401.
+    Unauthorized { error: String },
+    /// 403: the key or only this asset, as others of the account show.
+    Forbidden { error: String },
+    /// 402.
+    Unpaid { error: String },
+    /// 404.
+    Missing { error: String },
+    /// 400, 410, 422 and every other 4xx.
+    Rejected { error: String },
+    /// The row holds an id that can never be asked for.
+    Unaskable { error: String },
+}
+
+/// The settings that the table takes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rules {
+    /// The statuses with which an asset is followed on.
+    pub waiting_statuses: Vec<String>,
+    /// How long to wait between polls.
+    pub backoff: backoff::Policy,
+    /// The longest that one asset is followed, unless it says otherwise.
+    pub patience: Duration,
+    /// How long a 404 may last.
+    pub missing_grace: Duration,
+}
+
+impl Default for Rules {
+    fn default() -> Self {
+        Self {
+            waiting_statuses: vec!["pending".into(), "processing".into()],
+            backoff: backoff::Policy::default(),
+            patience: Duration::from_secs(24 * 3_600),
+            missing_grace: Duration::from_secs(300),
+        }
+    }
+}
+
+impl Rules {
+    /// The longest that a watch may have to wait for its next poll: one that is due later was written by a clock that
+    /// has been set back since, and is due now.
+    pub fn longest_wait(&self) -> Duration {
+        self.backoff.longest().max(LONGEST_RETRY_AFTER) + Duration::from_secs(60)
+    }
+}
+
+/// What a decision takes besides the watch and the answer.
+#[derive(Clone, Copy, Debug)]
+pub struct Moment {
+    /// Wall time.
+    pub now: Timestamp,
+    /// A roll in `0.0..1.0`.
+    pub roll: f64,
+    /// The account's lost time, all told.
+    pub lost: Duration,
+    /// Whether the account answers for other assets.
+    pub others_answered: bool,
+}
+
+/// What to write after a poll.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Decision {
+    /// It is followed on.
+    Wait(Wait),
+    /// Nothing is held against it; it is due again, at `due_at` if it cannot stay as it was.
+    Untouched { due_at: Option<Timestamp>, error: String },
+    /// It reached a final status.
+    Settle { asset: Asset, note: Option<String> },
+    /// It is given up on.
+    Abandon { reason: Reason, asset: Option<Asset>, error: Option<String> },
+}
+
+/// How a watch is followed on.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Wait {
+    /// When it is polled next.
+    pub due_at: Timestamp,
+    /// The streaks after this poll.
+    pub streaks: Streaks,
+    /// The first of the 404s in a row.
+    pub missing_at: Option<Timestamp>,
+    /// What the API said of it, if it said anything.
+    pub asset: Option<Asset>,
+    /// What was wrong.
+    pub error: Option<String>,
+}
+
+/// What the poll says about its account.
+pub fn sign(observation: &Observation, others_answered: bool) -> Sign {
+    match observation {
+        Observation::Answered { .. } => Sign::Healthy,
+        Observation::Unavailable { .. } => Sign::Strained,
+        Observation::Throttled { wait, .. } => Sign::Throttled(*wait),
+        Observation::Unauthorized { .. } => Sign::Unauthorized,
+        Observation::Forbidden { .. } if others_answered => Sign::Forbidden,
+        Observation::Forbidden { .. } => Sign::Unauthorized,
+        Observation::Unpaid { .. } => Sign::Unpaid,
+        Observation::Unusable { .. }
+        | Observation::Missing { .. }
+        | Observation::Rejected { .. }
+        | Observation::Unaskable { .. } => Sign::Neutral,
+    }
+}
+
+/// What to write after a poll of `watch`.
+pub fn after_poll(watch: &Watch, observation: Observation, rules: &Rules, moment: &Moment) -> Decision {
+    let streaks = watch.streaks;
+    let failed = |error: String| {
+        let failures = streaks.failures.saturating_add(1);
+        let delay = rules.backoff.failure_delay(failures, moment.roll);
+        let streaks = Streaks { failures, ..streaks };
+        Step { delay, streaks, missing_at: watch.missing_at, asset: None, error: Some(error) }
+            .within_patience(watch, rules, moment)
+    };
+    match observation {
+        Observation::Answered { asset, note } => answered(watch, asset, note, rules, moment),
+        Observation::Unusable { error } | Observation::Unavailable { error } => failed(error),
+        Observation::Throttled { wait, error } => {
+            let delay = rules.backoff.delay(streaks.waiting, moment.roll);
+            let delay = delay.max(wait.unwrap_or_default().min(LONGEST_RETRY_AFTER));
+            Decision::Untouched { due_at: Some(moment.now + delay), error }
+        }
+        Observation::Unauthorized { error } | Observation::Unpaid { error } => {
+            Decision::Untouched { due_at: None, error }
+        }
+        Observation::Forbidden { error } if !moment.others_answered => Decision::Untouched { due_at: None, error },
+        Observation::Forbidden { error } | Observation::Rejected { error } => rejected(watch, error, rules, moment),
+        Observation::Missing { error } => missing(watch, error, rules, moment),
+        Observation::Unaskable { error } => {
+            Decision::Abandon { reason: Reason::Rejected, asset: None, error: Some(error) }
+        }
+    }
+}
+
+fn answered(watch: &Watch, asset: Asset, note: Option<String>, rules: &Rules, moment: &Moment) -> Decision {
+    let waiting = asset.status.as_ref().is_some_and(|status| rules.waiting_statuses.contains(status));
+    if !waiting {
+        return Decision::Settle { asset, note };
+    }
+    let same = watch.asset.status == asset.status;
+    let waiting = if same { watch.streaks.waiting.saturating_add(1) } else { 1 };
+    Step {
+        delay: rules.backoff.delay(waiting, moment.roll),
+        streaks: Streaks { waiting, ..Streaks::default() },
+        missing_at: None,
+        asset: Some(asset),
+        error: note,
+    }
+    .within_patience(watch, rules, moment)
+}
+
+fn rejected(watch: &Watch, error: String, rules: &Rules, moment: &Moment) -> Decision {
+    let rejections = watch.streaks.rejections.saturating_add(1);
+    if rejections >= REJECTIONS {
+        return Decision::Abandon { reason: Reason::Rejected, asset: None, error: Some(error) };
+    }
+    Step {
+        delay: rules.backoff.delay(rejections, moment.roll),
+        streaks: Streaks { rejections, ..watch.streaks },
+        missing_at: watch.missing_at,
+        asset: None,
+        error: Some(error),
+    }
+    .within_patience(watch, rules, moment)
+}
+
+/// An upload is not visible at once everywhere, so a 404 gets a grace; its last poll is at the grace's very end.
+fn missing(watch: &Watch, error: String, rules: &Rules, moment: &Moment) -> Decision {
+    let missing_at = watch.missing_at.unwrap_or(moment.now).min(moment.now);
+    let left = rules.missing_grace.saturating_sub(moment.now.since(missing_at));
+    if left.is_zero() {
+        return Decision::Abandon { reason: Reason::Missing, asset: None, error: Some(error) };
+    }
+    let waiting = watch.streaks.waiting.saturating_add(1);
+    Step {
+        delay: rules.backoff.delay(waiting, moment.roll).min(left),
+        streaks: Streaks { waiting, failures: 0, rejections: 0 },
+        missing_at: Some(missing_at),
+        asset: None,
+        error: Some(error),
+    }
+    .within_patience(watch, rules, moment)
+}
+
+/// A wait that patience has not been asked about yet.
+struct Step {
+    delay: Duration,
+    streaks: Streaks,
+    missing_at: Option<Timestamp>,
+    asset: Option<Asset>,
+    error: Option<String>,
+}
+
+impl Step {
+    /// One last poll exactly at the end of patience, and none after it.
+    fn within_patience(self, watch: &Watch, rules: &Rules, moment: &Moment) -> Decision {
+        let patience = watch.patience.unwrap_or(rules.patience);
+        let lost_base = Duration::from_millis(watch.lost_base.and_then(|ms| u64::try_from(ms).ok()).unwrap_or(0));
+        let lost = watch.lost_base.map_or(Duration::ZERO, |_| moment.lost.saturating_sub(lost_base));
+        let followed = moment.now.since(watch.first_polled_at.unwrap_or(moment.now));
+        let left = patience.saturating_sub(followed.saturating_sub(lost));
+        if left.is_zero() {
+            return Decision::Abandon { reason: Reason::Patience, asset: self.asset, error: self.error };
+        }
+        Decision::Wait(Wait {
+            due_at: moment.now + self.delay.min(left),
+            streaks: self.streaks,
+            missing_at: self.missing_at,
+            asset: self.asset,
+            error: self.error,
+        })
+    }
+}
+
+/// The watch as it stands after `decision`, and the facts to tell. Its lease is over.
+pub fn apply(watch: &Watch, decision: Decision, lost: Duration, now: Timestamp) -> (Watch, Vec<Fact>) {
+    let mut after = watch.clone();
+    after.lease_owner = None;
+    after.lease_until = None;
+    after.polls += 1;
+    after.first_polled_at.get_or_insert(now);
+    after.last_polled_at = Some(now);
+    after.lost_base.get_or_insert(i64::try_from(lost.as_millis()).unwrap_or(i64::MAX));
+    match decision {
+        Decision::Wait(wait) => {
+            after.due_at = Some(wait.due_at);
+            after.streaks = wait.streaks;
+            after.missing_at = wait.missing_at;
+            after.last_error = wait.error;
+            if let Some(asset) = wait.asset {
+                seen(&mut after, asset, now);
+            }
+        }
+        Decision::Untouched { due_at, error } => {
+            after.due_at = due_at.or(watch.due_at);
+            after.last_error = Some(error);
+        }
+        Decision::Settle { asset, note } => {
+            after.asset = asset.over(&watch.asset);
+            after.last_error = note;
+            end(&mut after, State::Settled, now);
+        }
+        Decision::Abandon { reason, asset, error } => {
+            after.reason = Some(reason);
+            after.last_error = error;
+            if let Some(asset) = asset {
+                seen(&mut after, asset, now);
+            }
+            end(&mut after, State::Abandoned, now);
+        }
+    }
+    let processing = (watch.processing_at.is_none() && after.processing_at.is_some()).then_some(Fact::Processing);
+    let facts = processing.into_iter().chain(Fact::of_end(&after)).collect();
+    (after, facts)
+}
+
+/// The watch as it stands after the operator stopped it.
+pub fn cancelled(watch: &Watch, now: Timestamp) -> Watch {
+    let mut after = watch.clone();
+    after.lease_owner = None;
+    after.lease_until = None;
+    end(&mut after, State::Cancelled, now);
+    after
+}
+
+fn seen(after: &mut Watch, asset: Asset, now: Timestamp) {
+    after.waiting_at = Some(now);
+    if asset.status.as_deref() == Some("processing") {
+        after.processing_at.get_or_insert(now);
+    }
+    after.asset = asset.over(&after.asset);
+}
+
+fn end(after: &mut Watch, state: State, now: Timestamp) {
+    after.state = state;
+    after.due_at = None;
+    after.settled_at = Some(now);
+}
+
+/// The gaps after the first attempt of a delivery.
+pub const SCHEDULE: [Duration; 11] = {
+    const fn at(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+    [
+        at(5),
+        at(30),
+        at(2 * 60),
+        at(10 * 60),
+        at(30 * 60),
+        at(2 * 3_600),
+        at(5 * 3_600),
+        at(10 * 3_600),
+        at(14 * 3_600),
+        at(20 * 3_600),
+        at(24 * 3_600),
+    ]
+};
+
+/// The longest that a delivery may have to wait for its next attempt, see [`Rules::longest_wait`].
+pub fn longest_gap(schedule: &[Duration]) -> Duration {
+    let longest = schedule.iter().max().copied().unwrap_or_default().mul_f64(1.0 + LATENESS);
+    longest.max(LONGEST_HOOK_WAIT) + Duration::from_secs(60)
+}
+
+/// What to write after an attempt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The hook has it.
+    Delivered,
+    /// It is attempted again; `hold` closes the whole hook until then.
+    Again { due_at: Timestamp, failures: i64, error: String, hold: bool },
+    /// It is given up on.
+    Dead { error: String },
+    /// It waits for a person to change something.
+    Held { error: String },
+    /// It is due again as it was.
+    Interrupted,
+}
+
+/// What to write after an attempt at `delivery`; `schedule` holds the gaps after the first attempt.
+pub fn after_attempt(
+    delivery: &Delivery,
+    attempt: &Attempt,
+    schedule: &[Duration],
+    now: Timestamp,
+    roll: f64,
+) -> Verdict {
+    match &attempt.outcome {
+        Outcome::Delivered => Verdict::Delivered,
+        Outcome::Refused { error } => Verdict::Dead { error: error.clone() },
+        Outcome::Blocked { error } => Verdict::Held { error: error.clone() },
+        Outcome::Interrupted => Verdict::Interrupted,
+        Outcome::Failed { error, not_before } => {
+            let gap = usize::try_from(delivery.failures).ok().and_then(|failures| schedule.get(failures));
+            let Some(gap) = gap else { return Verdict::Dead { error: error.clone() } };
+            let wait = not_before.unwrap_or_default().min(LONGEST_HOOK_WAIT);
+            Verdict::Again {
+                due_at: now + gap.mul_f64(1.0 + LATENESS * roll).max(wait),
+                failures: delivery.failures + 1,
+                error: error.clone(),
+                hold: not_before.is_some(),
+            }
+        }
+    }
+}

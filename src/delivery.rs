@@ -1,0 +1,414 @@
+//! Events, the deliveries that carry them to hooks, and what an attempt at one brought.
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::Serialize;
+use serde_json::value::RawValue;
+use sha2::{Digest, Sha256};
+
+use crate::clock::Timestamp;
+use crate::watch::{State, Watch, raw_json};
+
+/// What happened to a watch, as far as hooks are told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fact {
+    /// `processing` was seen for the first time.
+    Processing,
+    /// The asset has this final status.
+    Settled(String),
+    /// We stopped following it.
+    Abandoned,
+    /// The operator stopped it.
+    Cancelled,
+}
+
+impl Fact {
+    /// The event's type: the API's own word is in it for a final status, known or not.
+    pub fn event_type(&self) -> String {
+        match self {
+            Self::Processing => "asset.processing".into(),
+            Self::Settled(status) => format!("asset.{status}"),
+            Self::Abandoned => "watch.abandoned".into(),
+            Self::Cancelled => "watch.cancelled".into(),
+        }
+    }
+
+    /// The fact that ends `watch`, if it has ended.
+    pub fn of_end(watch: &Watch) -> Option<Self> {
+        match watch.state {
+            State::Waiting => None,
+            State::Settled => Some(Self::Settled(watch.asset.status.clone().unwrap_or_default())),
+            State::Abandoned => Some(Self::Abandoned),
+            State::Cancelled => Some(Self::Cancelled),
+        }
+    }
+}
+
+/// One word of a hook's `on`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Topic {
+    /// Any final status.
+    Settled,
+    /// `watch.abandoned`.
+    Abandoned,
+    /// `watch.cancelled`.
+    Cancelled,
+    /// One status of the API's.
+    Status(String),
+    /// One event type, with its dot.
+    Type(String),
+}
+
+impl Topic {
+    /// The topic that a word in the configuration names; every word names one.
+    pub fn parse(word: &str) -> Self {
+        match word {
+            "settled" => Self::Settled,
+            "abandoned" => Self::Abandoned,
+            "cancelled" => Self::Cancelled,
+            _ if word.contains('.') => Self::Type(word.into()),
+            _ => Self::Status(word.into()),
+        }
+    }
+
+    fn covers(&self, fact: &Fact) -> bool {
+        match self {
+            Self::Settled => matches!(fact, Fact::Settled(_)),
+            Self::Abandoned => *fact == Fact::Abandoned,
+            Self::Cancelled => *fact == Fact::Cancelled,
+            Self::Status(status) => match fact {
+                Fact::Settled(settled) => settled == status,
+                Fact::Processing => status == "processing",
+                Fact::Abandoned | Fact::Cancelled => false,
+            },
+            Self::Type(event_type) => fact.event_type() == *event_type,
+        }
+    }
+}
+
+impl fmt::Display for Topic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Settled => "settled",
+            Self::Abandoned => "abandoned",
+            Self::Cancelled => "cancelled",
+            Self::Status(word) | Self::Type(word) => word,
+        })
+    }
+}
+
+/// Which facts one hook wants to be told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Subscription {
+    /// The hook's name.
+    pub hook: String,
+    /// What it wants; any one of these is enough.
+    pub on: Vec<Topic>,
+    /// Only watches of these accounts; all when empty.
+    pub accounts: Vec<String>,
+    /// Only watches of these batches; all when empty.
+    pub batches: Vec<String>,
+}
+
+impl Subscription {
+    /// Whether the hook is told that `fact` happened to `watch`.
+    pub fn wants(&self, fact: &Fact, watch: &Watch) -> bool {
+        let in_batches = watch.batch.as_ref().is_some_and(|batch| self.batches.contains(batch));
+        self.on.iter().any(|topic| topic.covers(fact))
+            && (self.accounts.is_empty() || self.accounts.contains(&watch.account))
+            && (self.batches.is_empty() || in_batches)
+    }
+}
+
+/// A fact told to others: one row of `events`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// `evt_` and the fact's own hash, see [`event_id`].
+    pub id: String,
+    /// The watch that it speaks of.
+    pub watch_id: i64,
+    /// `asset.<status>`, `watch.abandoned`, …
+    pub event_type: String,
+    /// The exact bytes that are signed and sent.
+    pub body: Vec<u8>,
+    /// When it happened.
+    pub created_at: Timestamp,
+    /// The hooks that are told: one delivery each.
+    pub hooks: Vec<String>,
+}
+
+impl Event {
+    /// The event that tells `fact` of `watch`, which is the watch as it stands after the fact.
+    ///
+    /// `install_id` is the database's own; `previous_status` is the API's word before this one.
+    pub fn new(
+        fact: &Fact,
+        watch: &Watch,
+        previous_status: Option<&str>,
+        now: Timestamp,
+        telling: &Telling<'_>,
+    ) -> Self {
+        let event_type = fact.event_type();
+        Self {
+            id: event_id(telling.install_id, watch, &event_type),
+            watch_id: watch.id,
+            body: body(&event_type, watch, previous_status, now),
+            event_type,
+            created_at: now,
+            hooks: telling
+                .subscriptions
+                .iter()
+                .filter(|subscription| subscription.wants(fact, watch))
+                .map(|subscription| subscription.hook.clone())
+                .collect(),
+        }
+    }
+}
+
+/// Who is told, and under which name of the sender.
+#[derive(Clone, Copy, Debug)]
+pub struct Telling<'a> {
+    /// The database's own id: part of every event's id.
+    pub install_id: &'a str,
+    /// The hooks and what they want.
+    pub subscriptions: &'a [Subscription],
+}
+
+/// The id of the event of type `event_type` about `watch`: the same fact has the same id after a retry, a crash or a
+/// restored backup, and two facts never share one.
+pub fn event_id(install_id: &str, watch: &Watch, event_type: &str) -> String {
+    let mut hash = Sha256::new();
+    for part in [
+        install_id,
+        &watch.account,
+        &watch.asset_id,
+        &watch.created_at.as_millis().to_string(),
+        &watch.id.to_string(),
+        event_type,
+    ] {
+        // The length before each part keeps two different lists of parts from giving the same bytes.
+        hash.update((part.len() as u64).to_be_bytes());
+        hash.update(part);
+    }
+    format!("evt_{}", base32(&hash.finalize()[..16]))
+}
+
+/// RFC 4648 base32 in lower case without padding: an id that survives headers, file names and double clicks.
+pub fn base32(bytes: &[u8]) -> String {
+    const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
+    let bit = |at: usize| bytes.get(at / 8).is_some_and(|byte| byte >> (7 - at % 8) & 1 == 1);
+    (0..bytes.len() * 8)
+        .step_by(5)
+        .map(|start| (start..start + 5).fold(0, |digit, at| digit << 1 | usize::from(bit(at))))
+        .map(|digit| char::from(ALPHABET[digit]))
+        .collect()
+}
+
+#[derive(Serialize)]
+struct Body<'a> {
+    #[serde(rename = "type")]
+    event_type: &'a str,
+    timestamp: Timestamp,
+    data: Data<'a>,
+}
+
+#[derive(Serialize)]
+struct Data<'a> {
+    asset_id: &'a str,
+    status: Option<&'a str>,
+    previous_status: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'a str>,
+    #[serde(rename = "type")]
+    kind: Option<&'a str>,
+    url: Option<&'a str>,
+    size: Option<Size>,
+    duration: Option<i64>,
+    frames: Option<i64>,
+    account: &'a str,
+    batch: Option<&'a str>,
+    metadata: Option<Box<RawValue>>,
+    watched_at: Timestamp,
+    settled_at: Option<Timestamp>,
+    polls: i64,
+}
+
+#[derive(Serialize)]
+struct Size {
+    width: Option<i64>,
+    height: Option<i64>,
+}
+
+/// Serialized once: what is stored here is signed and sent, byte for byte, on every attempt.
+fn body(event_type: &str, watch: &Watch, previous_status: Option<&str>, now: Timestamp) -> Vec<u8> {
+    let asset = &watch.asset;
+    let size = Size { width: asset.width, height: asset.height };
+    let body = Body {
+        event_type,
+        timestamp: now,
+        data: Data {
+            asset_id: &watch.asset_id,
+            status: asset.status.as_deref(),
+            previous_status,
+            reason: watch.reason.map(crate::watch::Reason::as_str),
+            kind: asset.kind.as_deref(),
+            url: asset.url.as_deref(),
+            size: (size.width.is_some() || size.height.is_some()).then_some(size),
+            duration: asset.duration,
+            frames: asset.frames,
+            account: &watch.account,
+            batch: watch.batch.as_deref(),
+            metadata: watch.metadata.as_deref().and_then(raw_json),
+            watched_at: watch.created_at,
+            settled_at: watch.settled_at,
+            polls: watch.polls,
+        },
+    };
+    // Strings, numbers and already valid JSON: nothing in it can fail to serialize.
+    serde_json::to_vec(&body).unwrap_or_default()
+}
+
+/// Where a delivery stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DeliveryState {
+    /// Due now or later.
+    Waiting,
+    /// The hook has it.
+    Delivered,
+    /// Given up on; may be retried by hand.
+    Dead,
+    /// Not attempted until something is changed by a person.
+    Held,
+}
+
+impl DeliveryState {
+    /// All states.
+    pub const ALL: [Self; 4] = [Self::Waiting, Self::Delivered, Self::Dead, Self::Held];
+
+    /// The word in the database.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Waiting => "waiting",
+            Self::Delivered => "delivered",
+            Self::Dead => "dead",
+            Self::Held => "held",
+        }
+    }
+
+    /// The state that `word` names.
+    pub fn parse(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|state| state.as_str() == word)
+    }
+}
+
+/// One event for one hook, at least once: one row of `deliveries`. As JSON it has the names of the columns.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Delivery {
+    /// Our number for it; never used again.
+    pub id: i64,
+    /// The event that it carries.
+    pub event_id: String,
+    /// The hook's name.
+    pub hook: String,
+    /// Where it stands.
+    pub state: DeliveryState,
+    /// When it is attempted next; only while it waits.
+    pub due_at: Option<Timestamp>,
+    /// The fencing number of its lease.
+    pub generation: i64,
+    /// How many attempts were begun.
+    pub attempts: i64,
+    /// How many of them failed: what the schedule counts. An attempt that was interrupted is not among them.
+    pub failures: i64,
+    /// What the latest failed attempt brought.
+    pub last_error: Option<String>,
+    /// When the event happened.
+    pub created_at: Timestamp,
+    /// When it was delivered or given up on.
+    pub finished_at: Option<Timestamp>,
+}
+
+/// A claimed delivery with what a hook is told: what an edge performs.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Parcel {
+    /// The delivery, as claimed.
+    pub delivery: Delivery,
+    /// The attempt's number, 1 for the first.
+    pub number: i64,
+    /// The event's type.
+    pub event_type: String,
+    /// The exact bytes to send.
+    pub body: Vec<u8>,
+}
+
+/// What one try at a delivery brought. It cannot fail: a refused connection is something seen.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Attempt {
+    /// How it went, for the verdict.
+    pub outcome: Outcome,
+    /// The receiver's HTTP status, or the command's exit code.
+    pub code: Option<i64>,
+    /// What the receiver answered or the command wrote to stdout; the beginning and the end of it.
+    pub output: Vec<u8>,
+    /// What the command wrote to stderr.
+    pub errors: Vec<u8>,
+}
+
+impl Attempt {
+    /// An attempt of which nothing but its outcome is known.
+    pub const fn bare(outcome: Outcome) -> Self {
+        Self { outcome, code: None, output: Vec::new(), errors: Vec::new() }
+    }
+}
+
+/// How an attempt went. The texts are one line each, and say what happened to whom.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The receiver has it.
+    Delivered,
+    /// It may work later; not before `not_before` has passed, where the receiver said so.
+    Failed { error: String, not_before: Option<Duration> },
+    /// The receiver wants no more of it (HTTP 410, exit 100).
+    Refused { error: String },
+    /// It cannot work until a person changes something; costs no attempt of the schedule.
+    Blocked { error: String },
+    /// The daemon stopped before it ended; to be stopped is not a failure.
+    Interrupted,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn base32_agrees_with_rfc_4648() {
+        for (plain, text) in
+            [("", ""), ("f", "my"), ("fo", "mzxq"), ("foo", "mzxw6"), ("foob", "mzxw6yq"), ("foobar", "mzxw6ytboi")]
+        {
+            assert_eq!(base32(plain.as_bytes()), text);
+        }
+    }
+
+    #[test]
+    fn topics_cover_what_their_words_say() {
+        let active = Fact::Settled("active".into());
+        let new_word = Fact::Settled("moderated".into());
+        let facts = [&active, &new_word, &Fact::Processing, &Fact::Abandoned, &Fact::Cancelled];
+        for (word, covered) in [
+            ("settled", [true, true, false, false, false]),
+            ("active", [true, false, false, false, false]),
+            ("asset.active", [true, false, false, false, false]),
+            ("moderated", [false, true, false, false, false]),
+            ("processing", [false, false, true, false, false]),
+            ("abandoned", [false, false, false, true, false]),
+            ("watch.abandoned", [false, false, false, true, false]),
+            ("cancelled", [false, false, false, false, true]),
+        ] {
+            let topic = Topic::parse(word);
+            assert_eq!(facts.map(|fact| topic.covers(fact)), covered, "{word}");
+            assert_eq!(topic.to_string(), word);
+        }
+    }
+}
