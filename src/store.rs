@@ -1,0 +1,187 @@
+//! The database: one SQLite file, the truth about every watch and every delivery.
+//!
+//! Whatever returned `Ok` here is on the disk (`synchronous=FULL`). Writes of concurrent workers share a transaction and
+//! with it the wait for the disk, each in a savepoint of its own; see [`commit`]. Every write transaction is
+//! `BEGIN IMMEDIATE`. After a crash the file holds exactly what was acknowledged, and at most the one batch that was
+//! being committed besides.
+//!
+//! A row is worked under a lease: a claim gives it an owner, an end and the next generation. A write about it applies
+//! only while the generation is still the claim's, so a worker that was too slow gets [`StoreError::LeaseLost`] and
+//! nothing is written twice. An expired lease is claimed again like anything that is due.
+//!
+//! No rusqlite type leaves this module.
+
+mod commit;
+mod lease;
+mod ledger;
+mod open;
+mod rows;
+mod watches;
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rusqlite::Connection;
+
+pub use ledger::{AttemptRow, DaemonRow, EventRow, History};
+pub use watches::{AccountRow, Added, Filter, NewWatch};
+
+use crate::clock::Timestamp;
+
+/// Why the store could not do what it was asked to.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StoreError {
+    /// The file cannot be used at all; the text says why and what to do.
+    #[error("the database {path}: {why}")]
+    Unusable { path: PathBuf, why: String },
+    /// Locked, full, read-only or unreadable for now: worth another try later.
+    #[error("the database cannot be used right now: {0}")]
+    Unavailable(String),
+    /// The row's lease was taken over, or the row has ended: nothing was written.
+    #[error("the lease was lost: somebody else has worked on it meanwhile")]
+    LeaseLost,
+    /// The rows that the statement would have written are not allowed.
+    #[error("the database refuses it: {0}")]
+    Refused(String),
+    /// Neither of the above: a damaged file or an error of ours.
+    #[error("the database failed: {0}")]
+    Broken(String),
+}
+
+/// What a claim may take from one lane.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lane {
+    /// An account or a hook.
+    pub name: String,
+    /// At most so many rows, at least 1.
+    pub room: u32,
+    /// Not this row, unless it is the only one.
+    pub avoid: Option<i64>,
+    /// How long a lease lasts.
+    pub lease: Duration,
+}
+
+/// The terms of a claim.
+#[derive(Clone, Debug)]
+pub struct Terms {
+    /// Who claims.
+    pub owner: String,
+    /// The lanes that are open.
+    pub lanes: Vec<Lane>,
+    /// Wall time.
+    pub now: Timestamp,
+    /// What is due later than this was written by a clock that has been set back since: it is due now.
+    pub horizon: Timestamp,
+    /// Only what belongs to these watches; everything when absent.
+    pub only: Option<Vec<i64>>,
+}
+
+/// What a claim brought from one lane.
+#[derive(Clone, Debug)]
+pub struct Claimed<T> {
+    /// The lane.
+    pub lane: String,
+    /// The rows that were due, leased to the claimer.
+    pub rows: Vec<T>,
+    /// When the next row of this lane is due or its lease expires, when all that was due has been claimed.
+    pub next_due: Option<Timestamp>,
+    /// Whether at most one row of this lane waits at all.
+    pub alone: bool,
+}
+
+/// The database. Clones share it.
+#[derive(Clone)]
+pub struct Store {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    path: PathBuf,
+    install_id: String,
+    writer: Mutex<Connection>,
+    /// Looks never wait for a commit.
+    reader: Mutex<Connection>,
+    queue: Mutex<commit::Queue>,
+}
+
+impl Store {
+    /// Opens the database at `path`, creates it if there is none, and brings an older one to the present schema.
+    ///
+    /// # Errors
+    /// [`StoreError::Unusable`] when there can be no database there, or it is not one of ours, or a newer version's.
+    pub async fn open(path: &Path) -> Result<Self, StoreError> {
+        let path = path.to_owned();
+        blocking(move || open::open(&path)).await
+    }
+
+    /// The database's own random id: part of every event's id.
+    pub fn install_id(&self) -> &str {
+        &self.shared.install_id
+    }
+
+    /// Where the database is.
+    pub fn path(&self) -> &Path {
+        &self.shared.path
+    }
+
+    /// A number that changes whenever another connection, of this or of another process, has committed a change.
+    pub async fn foreign_version(&self) -> Result<i64, StoreError> {
+        let shared = Arc::clone(&self.shared);
+        blocking(move || {
+            let writer = lock(&shared.writer);
+            writer.query_row("PRAGMA data_version", [], |row| row.get(0)).map_err(StoreError::from)
+        })
+        .await
+    }
+
+    /// Looks at the database in one snapshot.
+    async fn look<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let shared = Arc::clone(&self.shared);
+        blocking(move || {
+            let mut reader = lock(&shared.reader);
+            let snapshot = reader.transaction()?;
+            look(&snapshot)
+        })
+        .await
+    }
+}
+
+/// SQLite blocks; and `spawn_blocking`, unlike a thread of our own, holds a paused clock still.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+) -> Result<T, StoreError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => Err(StoreError::Broken(error.to_string())),
+    }
+}
+
+/// A panic inside a job leaves the connection usable: its transaction is rolled back before the next one.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl From<rusqlite::Error> for StoreError {
+    fn from(error: rusqlite::Error) -> Self {
+        use rusqlite::ErrorCode as Code;
+        let text = error.to_string();
+        match error.sqlite_error_code() {
+            Some(Code::DatabaseBusy | Code::DatabaseLocked) => {
+                Self::Unavailable(format!("another program holds its write lock ({text})"))
+            }
+            Some(Code::DiskFull) => Self::Unavailable(format!("the disk is full ({text})")),
+            Some(Code::ReadOnly | Code::PermissionDenied) => {
+                Self::Unavailable(format!("it cannot be written to; look at its owner and mode ({text})"))
+            }
+            Some(Code::SystemIoFailure | Code::CannotOpen | Code::OutOfMemory | Code::FileLockingProtocolFailed) => {
+                Self::Unavailable(text)
+            }
+            Some(Code::ConstraintViolation) => Self::Refused(text.replace("CHECK constraint failed: ", "")),
+            _ => Self::Broken(text),
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! Group commit: writes that wait at the same time share one transaction, and one wait for the disk.
+//!
+//! Whoever finds nobody writing starts a blocking task that commits batch after batch until nothing waits. There is no
+//! thread to start or stop, and a batch is as large as what gathered while the one before it was being synced.
+
+use std::sync::Arc;
+
+use rusqlite::Connection;
+use tokio::sync::oneshot;
+
+use super::{Shared, Store, StoreError, lock};
+
+/// At most so many writes in one transaction: it bounds how long a lock is held.
+const BATCH: usize = 1_024;
+
+/// Runs a write, and returns what tells its caller once the transaction has ended. Where there is no transaction, only
+/// the reason is handed on.
+type Write = Box<dyn FnOnce(Result<&Connection, StoreError>) -> Answer + Send>;
+type Answer = Box<dyn FnOnce(Result<(), StoreError>) + Send>;
+
+#[derive(Default)]
+pub(super) struct Queue {
+    waiting: Vec<Write>,
+    /// Whether a task commits what waits.
+    committing: bool,
+}
+
+impl Store {
+    /// Runs `write` in a transaction that others may share, and returns once it is on the disk.
+    ///
+    /// An error of `write` undoes its own changes and nobody else's; a failed commit undoes them all and is everyone's
+    /// error. The write happens even if the caller stops waiting for it.
+    pub(super) async fn write<T: Send + 'static>(
+        &self,
+        write: impl FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let (answer, answered) = oneshot::channel();
+        self.enqueue(Box::new(move |connection| {
+            let result = connection.and_then(|connection| in_savepoint(connection, write));
+            Box::new(move |committed| {
+                // Nobody listens any more when the caller was aborted.
+                let _ = answer.send(committed.and(result));
+            })
+        }));
+        answered.await.unwrap_or_else(|_| Err(StoreError::Broken("a write ended with a panic".into())))
+    }
+
+    fn enqueue(&self, write: Write) {
+        let mut queue = lock(&self.shared.queue);
+        queue.waiting.push(write);
+        if !queue.committing {
+            queue.committing = true;
+            let shared = Arc::clone(&self.shared);
+            tokio::task::spawn_blocking(move || commit_all(&shared));
+        }
+    }
+}
+
+fn commit_all(shared: &Shared) {
+    // After a panic somebody else has to be able to start again.
+    struct Release<'a>(&'a Shared);
+    impl Drop for Release<'_> {
+        fn drop(&mut self) {
+            if std::thread::panicking() {
+                lock(&self.0.queue).committing = false;
+            }
+        }
+    }
+    let release = Release(shared);
+    let connection = lock(&shared.writer);
+    while let Some(batch) = next_batch(release.0) {
+        commit(&connection, batch);
+    }
+}
+
+fn next_batch(shared: &Shared) -> Option<Vec<Write>> {
+    let mut queue = lock(&shared.queue);
+    if queue.waiting.is_empty() {
+        queue.committing = false;
+        return None;
+    }
+    let size = queue.waiting.len().min(BATCH);
+    let rest = queue.waiting.split_off(size);
+    Some(std::mem::replace(&mut queue.waiting, rest))
+}
+
+fn commit(connection: &Connection, batch: Vec<Write>) {
+    let begun = begin(connection);
+    let answers: Vec<Answer> = batch.into_iter().map(|write| write(begun.clone().map(|()| connection))).collect();
+    let ended = begun.and_then(|()| end(connection));
+    for answer in answers {
+        answer(ended.clone());
+    }
+}
+
+fn begin(connection: &Connection) -> Result<(), StoreError> {
+    if !connection.is_autocommit() {
+        // A panic left it open.
+        connection.execute_batch("ROLLBACK")?;
+    }
+    connection.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
+    Ok(())
+}
+
+fn end(connection: &Connection) -> Result<(), StoreError> {
+    check_open(connection)?;
+    let committed = connection.prepare_cached("COMMIT")?.execute([]);
+    if committed.is_err() && !connection.is_autocommit() {
+        // The lock must not be kept while the callers wait to try again.
+        connection.execute_batch("ROLLBACK")?;
+    }
+    Ok(committed.map(drop)?)
+}
+
+/// SQLite rolls a whole transaction back by itself on some errors (a full disk); what came after would not be part of it.
+fn check_open(connection: &Connection) -> Result<(), StoreError> {
+    if connection.is_autocommit() {
+        return Err(StoreError::Unavailable("its transaction was rolled back".into()));
+    }
+    Ok(())
+}
+
+fn in_savepoint<T>(
+    connection: &Connection,
+    write: impl FnOnce(&Connection) -> Result<T, StoreError>,
+) -> Result<T, StoreError> {
+    check_open(connection)?;
+    connection.prepare_cached("SAVEPOINT one")?.execute([])?;
+    let result = write(connection);
+    if connection.is_autocommit() {
+        return result;
+    }
+    if result.is_err() {
+        connection.prepare_cached("ROLLBACK TO one")?.execute([])?;
+    }
+    connection.prepare_cached("RELEASE one")?.execute([])?;
+    result
+}

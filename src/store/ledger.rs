@@ -1,0 +1,399 @@
+//! Events, deliveries and attempts: the ledger of what was told to whom.
+
+use rusqlite::{Connection, Row, params};
+use serde::Serialize;
+
+use super::lease::{self, Line};
+use super::rows::{Columns, DELIVERY, delivery};
+use super::{Claimed, Lane, Store, StoreError, Terms};
+use crate::clock::Timestamp;
+use crate::decide::Verdict;
+use crate::delivery::{Attempt, Delivery, Event, Outcome, Parcel};
+
+/// Of one watch, a hook is told in order: what waits or is held blocks what came later.
+const LINE: Line = Line {
+    table: "deliveries",
+    lane: "hook",
+    watch: "watch_id",
+    in_order: "AND NOT EXISTS (SELECT 1 FROM deliveries AS earlier
+                   WHERE earlier.watch_id = due.watch_id AND earlier.hook = due.hook AND earlier.id < due.id
+                     AND earlier.state IN ('waiting', 'held'))",
+};
+
+/// One row of `events`, as JSON with the body as it was sent.
+#[derive(Clone, Debug, Serialize)]
+pub struct EventRow {
+    /// The order in which facts were committed.
+    pub seq: i64,
+    /// The id that receivers see.
+    pub id: String,
+    /// The watch that it speaks of.
+    pub watch_id: Option<i64>,
+    /// `asset.<status>`, `watch.abandoned`, …
+    #[serde(rename = "type")]
+    pub event_type: String,
+    /// The body that is signed and sent.
+    #[serde(serialize_with = "as_json")]
+    pub body: String,
+    /// When it happened.
+    pub created_at: Timestamp,
+}
+
+/// One row of `attempts`.
+#[derive(Clone, Debug, Serialize)]
+pub struct AttemptRow {
+    /// The delivery that was attempted.
+    pub delivery_id: i64,
+    /// 1 for the first.
+    pub number: i64,
+    /// When it was claimed: before anything was sent.
+    pub started_at: Timestamp,
+    /// When it ended, or when it was found that its sender is gone.
+    pub finished_at: Option<Timestamp>,
+    /// `delivered`, `failed`, `refused`, `blocked`, `interrupted`, `unknown`; null while it lasts.
+    pub outcome: Option<String>,
+    /// The HTTP status or the exit code.
+    pub code: Option<i64>,
+    /// What went wrong.
+    pub error: Option<String>,
+    /// What the receiver answered, or the command wrote to stdout.
+    pub output: Option<String>,
+    /// What the command wrote to stderr.
+    pub errors: Option<String>,
+}
+
+/// Everything that was told about one watch.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct History {
+    /// In the order in which they were committed.
+    pub events: Vec<EventRow>,
+    /// One for each hook that was to be told.
+    pub deliveries: Vec<Delivery>,
+    /// Every try.
+    pub attempts: Vec<AttemptRow>,
+}
+
+/// One row of `daemons`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DaemonRow {
+    /// Its name in leases.
+    pub owner: String,
+    /// Its process.
+    pub pid: u32,
+    /// The machine that it runs on.
+    pub host: String,
+    /// Its latest sign of life.
+    pub heartbeat_at: Timestamp,
+}
+
+impl Store {
+    /// Takes leases on due deliveries, oldest first, and writes an unfinished attempt for each: no request is made
+    /// without one. An attempt that was left unfinished by an expired lease becomes `unknown`.
+    pub async fn claim_deliveries(&self, terms: Terms) -> Result<Vec<Claimed<Parcel>>, StoreError> {
+        self.write(move |connection| {
+            let only = lease::only(&terms)?;
+            terms.lanes.iter().map(|lane| claim_lane(connection, lane, &terms, only.as_deref())).collect()
+        })
+        .await
+    }
+
+    /// Finishes an attempt and writes its verdict, if `parcel` still holds the lease; the attempt's outcome is kept in
+    /// any case.
+    ///
+    /// # Errors
+    /// [`StoreError::LeaseLost`] when the delivery was claimed again meanwhile.
+    pub async fn finish(
+        &self,
+        parcel: Parcel,
+        attempt: Attempt,
+        verdict: Verdict,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        let lost = self
+            .write(move |connection| {
+                finish_attempt(connection, &parcel, &attempt, now)?;
+                apply_verdict(connection, &parcel.delivery, &verdict, now)
+            })
+            .await?;
+        if lost { Err(StoreError::LeaseLost) } else { Ok(()) }
+    }
+
+    /// Hands back every lease of `owner`, who has stopped: its watches and deliveries are due again at once, and what it
+    /// had begun to send may have been received.
+    pub async fn release(&self, owner: String, now: Timestamp) -> Result<(), StoreError> {
+        self.write(move |connection| {
+            for table in ["watches", "deliveries"] {
+                let sql = format!(
+                    "UPDATE {table} SET lease_owner = NULL, lease_until = NULL
+                     WHERE lease_until IS NOT NULL AND lease_owner = ?1"
+                );
+                connection.execute(&sql, [&owner])?;
+            }
+            connection.execute(
+                "UPDATE attempts SET outcome = 'unknown', finished_at = ?2 WHERE owner = ?1 AND outcome IS NULL",
+                params![owner, now.as_millis()],
+            )?;
+            connection.execute("DELETE FROM daemons WHERE owner = ?1", [&owner])?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Notes a daemon's sign of life, and forgets those that gave none for a day.
+    pub async fn note_daemon(&self, daemon: DaemonRow) -> Result<(), StoreError> {
+        self.write(move |connection| {
+            let at = daemon.heartbeat_at.as_millis();
+            connection
+                .prepare_cached(
+                    "INSERT INTO daemons (owner, pid, host, started_at, heartbeat_at) VALUES (?1, ?2, ?3, ?4, ?4)
+                     ON CONFLICT (owner) DO UPDATE SET heartbeat_at = ?4",
+                )?
+                .execute(params![daemon.owner, daemon.pid, daemon.host, at])?;
+            connection.prepare_cached("DELETE FROM daemons WHERE heartbeat_at < ?1 - 86400000")?.execute([at])?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// The daemons that have given a sign of life.
+    pub async fn daemons(&self) -> Result<Vec<DaemonRow>, StoreError> {
+        self.look(|connection| {
+            let mut statement = connection.prepare_cached("SELECT owner, pid, host, heartbeat_at FROM daemons")?;
+            let rows = statement.query_map([], |row| {
+                let mut column = Columns { row, at: 0 };
+                Ok(DaemonRow {
+                    owner: column.text()?,
+                    pid: u32::try_from(column.next::<i64>()?).unwrap_or(0),
+                    host: column.text()?,
+                    heartbeat_at: Timestamp::from_millis(column.next()?),
+                })
+            })?;
+            Ok(rows.collect::<Result<_, _>>()?)
+        })
+        .await
+    }
+
+    /// At most `limit` events after `after` (a `seq`) that did not happen before `since`, oldest first.
+    pub async fn events(&self, after: i64, since: Timestamp, limit: u32) -> Result<Vec<EventRow>, StoreError> {
+        self.look(move |connection| {
+            let mut statement = connection.prepare_cached(
+                "SELECT seq, id, watch_id, type, body, created_at FROM events
+                 WHERE seq > ?1 AND created_at >= ?2 ORDER BY seq LIMIT ?3",
+            )?;
+            let rows = statement.query_map(params![after, since.as_millis(), limit], event)?;
+            Ok(rows.collect::<Result<_, _>>()?)
+        })
+        .await
+    }
+
+    /// Everything that was told about a watch, in one snapshot.
+    pub async fn history(&self, watch_id: i64) -> Result<History, StoreError> {
+        self.look(move |connection| history(connection, watch_id)).await
+    }
+
+    /// How many deliveries of these watches wait, by hook; of all watches when absent.
+    pub async fn waiting_deliveries(&self, watches: Option<Vec<i64>>) -> Result<Vec<(String, i64)>, StoreError> {
+        self.look(move |connection| {
+            let only = watches.as_ref().map(serde_json::to_string).transpose();
+            let only = only.map_err(|error| StoreError::Broken(error.to_string()))?;
+            let mut statement = connection.prepare_cached(
+                "SELECT hook, count(*) FROM deliveries
+                 WHERE state = 'waiting' AND (?1 IS NULL OR watch_id IN (SELECT value FROM json_each(?1)))
+                 GROUP BY hook ORDER BY hook",
+            )?;
+            let rows = statement.query_map([only], |row| {
+                let mut column = Columns { row, at: 0 };
+                Ok((column.text()?, column.next()?))
+            })?;
+            Ok(rows.collect::<Result<_, _>>()?)
+        })
+        .await
+    }
+}
+
+/// Writes an event and one delivery for each of its hooks; an event that was told already stays as it was.
+pub(super) fn tell(connection: &Connection, event: &Event) -> Result<(), StoreError> {
+    let at = event.created_at.as_millis();
+    let told = connection
+        .prepare_cached(
+            "INSERT INTO events (id, watch_id, type, body, created_at) VALUES (?1, ?2, ?3, ?4, ?5)
+             ON CONFLICT (id) DO NOTHING",
+        )?
+        .execute(params![event.id, event.watch_id, event.event_type, event.body, at])?;
+    if told == 0 {
+        return Ok(());
+    }
+    for hook in &event.hooks {
+        supersede(connection, event, hook)?;
+        connection
+            .prepare_cached(
+                "INSERT INTO deliveries (event_id, hook, watch_id, due_at, created_at) VALUES (?1, ?2, ?3, ?4, ?4)",
+            )?
+            .execute(params![event.id, hook, event.watch_id, at])?;
+    }
+    Ok(())
+}
+
+/// Nobody wants to hear that an asset is being processed once it has ended. A delivery that is under way stays.
+fn supersede(connection: &Connection, event: &Event, hook: &str) -> Result<(), StoreError> {
+    if event.event_type == "asset.processing" {
+        return Ok(());
+    }
+    connection
+        .prepare_cached(
+            "UPDATE deliveries SET state = 'dead', due_at = NULL, finished_at = ?3,
+                 last_error = 'superseded: the asset has ended since'
+             WHERE watch_id = ?1 AND hook = ?2 AND state IN ('waiting', 'held') AND lease_until IS NULL
+               AND event_id IN (SELECT id FROM events WHERE watch_id = ?1 AND type = 'asset.processing')",
+        )?
+        .execute(params![event.watch_id, hook, event.created_at.as_millis()])?;
+    Ok(())
+}
+
+fn claim_lane(
+    connection: &Connection,
+    lane: &Lane,
+    terms: &Terms,
+    only: Option<&str>,
+) -> Result<Claimed<Parcel>, StoreError> {
+    let due = lease::due(connection, &LINE, lane, terms, only)?;
+    let until = terms.now + lane.lease;
+    let rows = due.iter().map(|id| lease_one(connection, *id, terms, until)).collect::<Result<_, _>>()?;
+    let next_due = lease::next_due(connection, &LINE, &lane.name, only)?;
+    Ok(Claimed { lane: lane.name.clone(), rows, next_due, alone: false })
+}
+
+fn lease_one(connection: &Connection, id: i64, terms: &Terms, until: Timestamp) -> Result<Parcel, StoreError> {
+    connection
+        .prepare_cached(
+            "UPDATE attempts SET outcome = 'unknown', finished_at = ?2,
+                 error = 'its sender is gone: it may have been received'
+             WHERE delivery_id = ?1 AND outcome IS NULL",
+        )?
+        .execute(params![id, terms.now.as_millis()])?;
+    let sql = format!(
+        "UPDATE deliveries SET lease_owner = ?2, lease_until = ?3, generation = generation + 1, attempts = attempts + 1
+         WHERE id = ?1 RETURNING {DELIVERY}"
+    );
+    let delivery = connection.prepare_cached(&sql)?.query_row(params![id, terms.owner, until.as_millis()], delivery)?;
+    connection
+        .prepare_cached("INSERT INTO attempts (delivery_id, number, owner, started_at) VALUES (?1, ?2, ?3, ?4)")?
+        .execute(params![id, delivery.attempts, terms.owner, terms.now.as_millis()])?;
+    let (event_type, body) = connection
+        .prepare_cached("SELECT type, body FROM events WHERE id = ?1")?
+        .query_row([&delivery.event_id], |row| Ok((Columns { row, at: 0 }.text()?, row.get(1)?)))?;
+    Ok(Parcel { number: delivery.attempts, delivery, event_type, body })
+}
+
+fn finish_attempt(
+    connection: &Connection,
+    parcel: &Parcel,
+    attempt: &Attempt,
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    let (outcome, error) = match &attempt.outcome {
+        Outcome::Delivered => ("delivered", None),
+        Outcome::Failed { error, .. } => ("failed", Some(error)),
+        Outcome::Refused { error } => ("refused", Some(error)),
+        Outcome::Blocked { error } => ("blocked", Some(error)),
+        Outcome::Interrupted => ("interrupted", None),
+    };
+    let kept = |bytes: &Vec<u8>| (!bytes.is_empty()).then(|| bytes.clone());
+    connection
+        .prepare_cached(
+            "UPDATE attempts SET outcome = ?3, finished_at = ?4, code = ?5, error = ?6, output = ?7, errors = ?8
+             WHERE delivery_id = ?1 AND number = ?2",
+        )?
+        .execute(params![
+            parcel.delivery.id,
+            parcel.number,
+            outcome,
+            now.as_millis(),
+            attempt.code,
+            error,
+            kept(&attempt.output),
+            kept(&attempt.errors),
+        ])?;
+    Ok(())
+}
+
+/// Whether the lease was lost.
+fn apply_verdict(
+    connection: &Connection,
+    delivery: &Delivery,
+    verdict: &Verdict,
+    now: Timestamp,
+) -> Result<bool, StoreError> {
+    let (state, due_at, failures, error) = match verdict {
+        Verdict::Delivered => ("delivered", None, delivery.failures, None),
+        Verdict::Again { due_at, failures, error, .. } => ("waiting", Some(*due_at), *failures, Some(error)),
+        Verdict::Dead { error } => ("dead", None, delivery.failures + 1, Some(error)),
+        Verdict::Held { error } => ("held", None, delivery.failures, Some(error)),
+        Verdict::Interrupted => ("waiting", delivery.due_at, delivery.failures, delivery.last_error.as_ref()),
+    };
+    let finished_at = matches!(state, "delivered" | "dead").then(|| now.as_millis());
+    let changed = connection
+        .prepare_cached(
+            "UPDATE deliveries SET state = ?3, due_at = ?4, failures = ?5, last_error = ?6, finished_at = ?7,
+                 lease_owner = NULL, lease_until = NULL
+             WHERE id = ?1 AND generation = ?2 AND state = 'waiting'",
+        )?
+        .execute(params![
+            delivery.id,
+            delivery.generation,
+            state,
+            due_at.map(Timestamp::as_millis),
+            failures,
+            error,
+            finished_at,
+        ])?;
+    Ok(changed == 0)
+}
+
+fn history(connection: &Connection, watch_id: i64) -> Result<History, StoreError> {
+    let mut events = connection.prepare_cached(
+        "SELECT seq, id, watch_id, type, body, created_at FROM events WHERE watch_id = ?1 ORDER BY seq",
+    )?;
+    let sql = format!("SELECT {DELIVERY} FROM deliveries WHERE watch_id = ?1 ORDER BY id");
+    let mut deliveries = connection.prepare_cached(&sql)?;
+    let mut attempts = connection.prepare_cached(
+        "SELECT delivery_id, number, started_at, finished_at, outcome, code, error, output, errors FROM attempts
+         WHERE delivery_id IN (SELECT id FROM deliveries WHERE watch_id = ?1) ORDER BY id",
+    )?;
+    Ok(History {
+        events: events.query_map([watch_id], event)?.collect::<Result<_, _>>()?,
+        deliveries: deliveries.query_map([watch_id], delivery)?.collect::<Result<_, _>>()?,
+        attempts: attempts.query_map([watch_id], attempt)?.collect::<Result<_, _>>()?,
+    })
+}
+
+fn event(row: &Row<'_>) -> rusqlite::Result<EventRow> {
+    let mut column = Columns { row, at: 0 };
+    Ok(EventRow {
+        seq: column.next()?,
+        id: column.text()?,
+        watch_id: column.next()?,
+        event_type: column.text()?,
+        body: column.text()?,
+        created_at: Timestamp::from_millis(column.next()?),
+    })
+}
+
+fn attempt(row: &Row<'_>) -> rusqlite::Result<AttemptRow> {
+    let mut column = Columns { row, at: 0 };
+    Ok(AttemptRow {
+        delivery_id: column.next()?,
+        number: column.next()?,
+        started_at: Timestamp::from_millis(column.next()?),
+        finished_at: column.instant()?,
+        outcome: column.maybe_text()?,
+        code: column.next()?,
+        error: column.maybe_text()?,
+        output: column.maybe_text()?,
+        errors: column.maybe_text()?,
+    })
+}
+
+fn as_json<S: serde::Serializer>(body: &str, serializer: S) -> Result<S::Ok, S::Error> {
+    crate::watch::raw_json(body).serialize(serializer)
+}

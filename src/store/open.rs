@@ -1,0 +1,149 @@
+//! Opening: pragmas, whose file it is, and migrations.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use rusqlite::{Connection, OpenFlags};
+
+use super::{Shared, Store, StoreError, commit};
+use crate::delivery::base32;
+
+/// In the file's header, so that the file can be told from another program's: `aWtc`.
+const APPLICATION_ID: i32 = 0x6157_7463;
+
+/// Only ever appended. The position is the version that the file's `user_version` holds.
+const MIGRATIONS: &[&str] = &[include_str!("../../migrations/0001_initial.sql")];
+
+/// How long a statement waits for another program's lock.
+const BUSY: Duration = Duration::from_secs(5);
+
+pub(super) fn open(path: &Path) -> Result<Store, StoreError> {
+    let unusable = |why: String| StoreError::Unusable { path: path.to_owned(), why };
+    if let Some(directory) = path.parent().filter(|directory| !directory.as_os_str().is_empty()) {
+        std::fs::create_dir_all(directory)
+            .map_err(|error| unusable(format!("its directory cannot be created: {error}")))?;
+    }
+    let explain = |error: rusqlite::Error| unusable(explained(&error));
+    let writer = connect(path).map_err(explain)?;
+    migrate(&writer).map_err(unusable)?;
+    // After the migration: a file that is not ours is not changed in any way.
+    writer.pragma_update(None, "journal_mode", "WAL").map_err(explain)?;
+    let install_id =
+        writer.query_row("SELECT value FROM meta WHERE key = 'install_id'", [], |row| row.get(0)).map_err(explain)?;
+    let reader = connect(path).map_err(explain)?;
+    Ok(Store {
+        shared: Arc::new(Shared {
+            path: path.to_owned(),
+            install_id,
+            writer: Mutex::new(writer),
+            reader: Mutex::new(reader),
+            queue: Mutex::new(commit::Queue::default()),
+        }),
+    })
+}
+
+fn connect(path: &Path) -> Result<Connection, rusqlite::Error> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags)?;
+    connection.busy_timeout(BUSY)?;
+    connection.set_prepared_statement_cache_capacity(64);
+    // FULL: in WAL mode an acknowledged commit survives a power loss only with it.
+    connection.execute_batch("PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON;")?;
+    Ok(connection)
+}
+
+/// Brings the file to the present schema in one transaction, or says why that is not possible.
+fn migrate(connection: &Connection) -> Result<(), String> {
+    if is_current(connection)? {
+        return Ok(());
+    }
+    let failed = |error: rusqlite::Error| explained(&error);
+    if tables(connection)? == 0 {
+        // Only possible before the first table is there; lets a later version give space back bit by bit.
+        connection.execute_batch("PRAGMA auto_vacuum = INCREMENTAL").map_err(failed)?;
+    }
+    connection.execute_batch("BEGIN IMMEDIATE").map_err(failed)?;
+    // Asked again under the lock: two programs may have started at once.
+    let migrated = is_current(connection).and_then(|current| if current { Ok(()) } else { apply(connection) });
+    match migrated {
+        Ok(()) => connection.execute_batch("COMMIT").map_err(failed),
+        Err(why) => {
+            // The first error is the one to tell; closing the connection rolls back as well.
+            let _ = connection.execute_batch("ROLLBACK");
+            Err(why)
+        }
+    }
+}
+
+fn is_current(connection: &Connection) -> Result<bool, String> {
+    let number = |name: &str| {
+        connection.pragma_query_value(None, name, |row| row.get::<_, i32>(0)).map_err(|error| explained(&error))
+    };
+    let (application, version) = (number("application_id")?, number("user_version")?);
+    let empty = application == 0 && version == 0 && tables(connection)? == 0;
+    if application != APPLICATION_ID && !empty {
+        return Err("it belongs to another program; name another file with `--database`".into());
+    }
+    match usize::try_from(version) {
+        Ok(version) if version <= MIGRATIONS.len() => Ok(version == MIGRATIONS.len()),
+        _ => Err(format!(
+            "it was written by a newer assetwatch (schema {version}, this one knows {}); install that version again",
+            MIGRATIONS.len()
+        )),
+    }
+}
+
+fn tables(connection: &Connection) -> Result<i64, String> {
+    connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0)).map_err(|error| explained(&error))
+}
+
+fn apply(connection: &Connection) -> Result<(), String> {
+    let failed = |error: rusqlite::Error| explained(&error);
+    let version: usize = connection
+        .pragma_query_value(None, "user_version", |row| row.get::<_, u32>(0))
+        .map_err(failed)?
+        .try_into()
+        .unwrap_or(usize::MAX);
+    for migration in MIGRATIONS.iter().skip(version) {
+        connection.execute_batch(migration).map_err(failed)?;
+    }
+    connection
+        .execute("INSERT OR IGNORE INTO meta (key, value) VALUES ('install_id', ?1)", [random_id()?])
+        .map_err(failed)?;
+    connection.pragma_update(None, "application_id", APPLICATION_ID).map_err(failed)?;
+    connection.pragma_update(None, "user_version", MIGRATIONS.len() as i64).map_err(failed)
+}
+
+fn random_id() -> Result<String, String> {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes).map_err(|error| format!("the system gives no random numbers: {error}"))?;
+    Ok(base32(&bytes))
+}
+
+/// What a person can do about an error while opening.
+fn explained(error: &rusqlite::Error) -> String {
+    use rusqlite::ErrorCode as Code;
+    match error.sqlite_error_code() {
+        Some(Code::NotADatabase) => {
+            format!(
+                "it is damaged, or not a SQLite database; nothing was changed ({error}). Restore a backup, or name another file with `--database`"
+            )
+        }
+        Some(Code::DatabaseCorrupt) => {
+            format!(
+                "it is damaged; nothing was changed ({error}). Restore a backup, or recover it with `sqlite3 FILE .recover`"
+            )
+        }
+        Some(Code::CannotOpen | Code::PermissionDenied | Code::ReadOnly) => {
+            format!(
+                "it cannot be opened for writing; look at the owner and mode of the file and its directory, or name another file with `--database` ({error})"
+            )
+        }
+        Some(Code::DatabaseBusy | Code::DatabaseLocked) => {
+            format!("another program holds its write lock; end that, and try again ({error})")
+        }
+        Some(Code::DiskFull) => format!("the disk is full ({error})"),
+        _ => error.to_string(),
+    }
+}

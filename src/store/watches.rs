@@ -1,0 +1,353 @@
+//! Watches: adding, claiming, recording, looking.
+
+use std::time::Duration;
+
+use rusqlite::types::Value;
+use rusqlite::{Connection, OptionalExtension, params, params_from_iter};
+
+use super::lease::{self, Line};
+use super::rows::{Columns, WATCH, watch};
+use super::{Claimed, Lane, Store, StoreError, Terms, ledger};
+use crate::clock::Timestamp;
+use crate::delivery::Event;
+use crate::watch::{State, Watch};
+
+const LINE: Line = Line { table: "watches", lane: "account", watch: "id", in_order: "" };
+
+/// What `add` takes for one asset.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NewWatch {
+    /// The asset's id; checked by `watch::check_asset_id`, and by the table once more.
+    pub asset_id: String,
+    /// The API key that it is polled with.
+    pub account: String,
+    /// Its own patience.
+    pub patience: Option<Duration>,
+    /// The caller's JSON.
+    pub metadata: Option<String>,
+    /// The batch that it belongs to.
+    pub batch: Option<String>,
+    /// The caller's own webhook.
+    pub callback_url: Option<String>,
+}
+
+/// What `add` did with one asset.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Added {
+    /// There is a new watch.
+    New(Box<Watch>),
+    /// It was being watched, or has ended before: this is its newest watch.
+    Known(Box<Watch>),
+    /// It is being watched with other options; this column would have changed.
+    Conflict { watch: Box<Watch>, column: &'static str },
+    /// The table refuses it.
+    Refused(String),
+}
+
+/// Which watches to list.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Filter {
+    /// Only these watches.
+    pub ids: Option<Vec<i64>>,
+    /// Only this asset.
+    pub asset_id: Option<String>,
+    /// Only this state.
+    pub state: Option<State>,
+    /// Only this word of the API's.
+    pub status: Option<String>,
+    /// Only this batch.
+    pub batch: Option<String>,
+    /// Only this account.
+    pub account: Option<String>,
+    /// Only watches older than this one, for the next page.
+    pub before: Option<i64>,
+    /// At most so many, newest first; all when absent.
+    pub limit: Option<u32>,
+}
+
+/// One row of `accounts`: what is known of an account beyond its configuration.
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
+pub struct AccountRow {
+    /// The account.
+    pub name: String,
+    /// Why it is not polled; the word of [`crate::pace::Closure`].
+    pub closure: Option<String>,
+    /// Since when.
+    pub closed_at: Option<Timestamp>,
+    /// When it is tried again.
+    pub next_probe_at: Option<Timestamp>,
+    /// What the API said.
+    pub last_error: Option<String>,
+    /// The time, in milliseconds, for which it was closed, all told.
+    pub lost_ms: i64,
+}
+
+impl Store {
+    /// Adds watches, in one transaction. What is being watched already, or has ended unless `again`, is reported.
+    pub async fn add(&self, watches: Vec<NewWatch>, again: bool, now: Timestamp) -> Result<Vec<Added>, StoreError> {
+        self.write(move |connection| watches.into_iter().map(|new| add_one(connection, &new, again, now)).collect())
+            .await
+    }
+
+    /// Takes leases on due watches, oldest first, in the order of the lanes.
+    ///
+    /// After a crash the leases stand until they expire; then the watches are due again.
+    pub async fn claim_watches(&self, terms: Terms) -> Result<Vec<Claimed<Watch>>, StoreError> {
+        self.write(move |connection| {
+            let only = lease::only(&terms)?;
+            terms.lanes.iter().map(|lane| claim_lane(connection, lane, &terms, only.as_deref())).collect()
+        })
+        .await
+    }
+
+    /// Writes a watch as it stands after a poll, with the events that tell of it and one delivery for each of their
+    /// hooks, all or nothing, if `after.generation` still holds the lease.
+    ///
+    /// # Errors
+    /// [`StoreError::LeaseLost`] when somebody else has claimed the watch since, or it has ended.
+    pub async fn record(&self, after: Watch, events: Vec<Event>) -> Result<(), StoreError> {
+        self.write(move |connection| update(connection, &after, &events)).await
+    }
+
+    /// Ends a waiting watch by hand: `rule` makes what is written out of what stands there, in the same transaction.
+    /// A watch that does not wait is returned as it is.
+    pub async fn end(
+        &self,
+        id: i64,
+        rule: impl FnOnce(&Watch) -> (Watch, Vec<Event>) + Send + 'static,
+    ) -> Result<Option<Watch>, StoreError> {
+        self.write(move |connection| {
+            let sql = format!("SELECT {WATCH} FROM watches WHERE id = ?1");
+            let before = connection.prepare_cached(&sql)?.query_row([id], watch).optional()?;
+            let Some(before) = before else { return Ok(None) };
+            if before.state != State::Waiting {
+                return Ok(Some(before));
+            }
+            let (after, events) = rule(&before);
+            update(connection, &after, &events)?;
+            Ok(Some(after))
+        })
+        .await
+    }
+
+    /// The watches that `filter` lets through, newest first.
+    pub async fn watches(&self, filter: Filter) -> Result<Vec<Watch>, StoreError> {
+        self.look(move |connection| list(connection, &filter)).await
+    }
+
+    /// How many watches are in each state.
+    pub async fn counts(&self) -> Result<Vec<(State, i64)>, StoreError> {
+        self.look(|connection| {
+            let mut statement = connection.prepare_cached("SELECT count(*) FROM watches WHERE state = ?1")?;
+            State::ALL
+                .into_iter()
+                .map(|state| Ok((state, statement.query_row([state.as_str()], |row| row.get(0))?)))
+                .collect()
+        })
+        .await
+    }
+
+    /// The names of the accounts for which watches wait.
+    pub async fn waiting_accounts(&self) -> Result<Vec<String>, StoreError> {
+        self.look(|connection| {
+            // One step in the index for each account, however many watches it has.
+            let mut statement = connection.prepare_cached(
+                "WITH RECURSIVE one (account) AS (
+                     SELECT min(account) FROM watches WHERE state = 'waiting'
+                     UNION ALL
+                     SELECT (SELECT min(account) FROM watches WHERE state = 'waiting' AND account > one.account)
+                       FROM one WHERE one.account IS NOT NULL)
+                 SELECT account FROM one WHERE account IS NOT NULL",
+            )?;
+            let names = statement.query_map([], |row| Columns { row, at: 0 }.text())?;
+            Ok(names.collect::<Result<_, _>>()?)
+        })
+        .await
+    }
+
+    /// What is known of the accounts beyond their configuration.
+    pub async fn accounts(&self) -> Result<Vec<AccountRow>, StoreError> {
+        self.look(|connection| {
+            let mut statement = connection.prepare_cached(
+                "SELECT name, closure, closed_at, next_probe_at, last_error, lost_ms FROM accounts ORDER BY name",
+            )?;
+            let rows = statement.query_map([], |row| {
+                let mut column = Columns { row, at: 0 };
+                Ok(AccountRow {
+                    name: column.text()?,
+                    closure: column.maybe_text()?,
+                    closed_at: column.instant()?,
+                    next_probe_at: column.instant()?,
+                    last_error: column.maybe_text()?,
+                    lost_ms: column.next()?,
+                })
+            })?;
+            Ok(rows.collect::<Result<_, _>>()?)
+        })
+        .await
+    }
+
+    /// Notes how an account stands. The lost time never shrinks.
+    pub async fn note_account(&self, account: AccountRow) -> Result<(), StoreError> {
+        self.write(move |connection| {
+            connection
+                .prepare_cached(
+                    "INSERT INTO accounts (name, closure, closed_at, next_probe_at, last_error, lost_ms)
+                     VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+                     ON CONFLICT (name) DO UPDATE SET closure = ?2, closed_at = ?3, next_probe_at = ?4,
+                         last_error = ?5, lost_ms = max(lost_ms, ?6)",
+                )?
+                .execute(params![
+                    account.name,
+                    account.closure,
+                    account.closed_at.map(Timestamp::as_millis),
+                    account.next_probe_at.map(Timestamp::as_millis),
+                    account.last_error,
+                    account.lost_ms,
+                ])?;
+            Ok(())
+        })
+        .await
+    }
+}
+
+fn add_one(connection: &Connection, new: &NewWatch, again: bool, now: Timestamp) -> Result<Added, StoreError> {
+    let sql = format!("SELECT {WATCH} FROM watches WHERE asset_id = ?1 AND account = ?2 ORDER BY id DESC LIMIT 1");
+    let mut newest = connection.prepare_cached(&sql)?;
+    let known = newest.query_row([&new.asset_id, &new.account], watch).optional()?.map(Box::new);
+    match known {
+        Some(known) if known.state == State::Waiting => Ok(match changed_column(&known, new) {
+            Some(column) => Added::Conflict { watch: known, column },
+            None => Added::Known(known),
+        }),
+        Some(known) if known.state == State::Settled && !again => Ok(Added::Known(known)),
+        _ => insert(connection, new, now),
+    }
+}
+
+/// An option that was given and differs from the watch's own would be dropped silently; so it is an error.
+fn changed_column(known: &Watch, new: &NewWatch) -> Option<&'static str> {
+    let differs = |old: &Option<String>, new: &Option<String>| new.is_some() && old != new;
+    [
+        ("callback_url", differs(&known.callback_url, &new.callback_url)),
+        ("batch", differs(&known.batch, &new.batch)),
+        ("metadata", differs(&known.metadata, &new.metadata)),
+        ("patience", new.patience.is_some() && known.patience != new.patience),
+    ]
+    .into_iter()
+    .find_map(|(column, differs)| differs.then_some(column))
+}
+
+fn insert(connection: &Connection, new: &NewWatch, now: Timestamp) -> Result<Added, StoreError> {
+    let sql = format!(
+        "INSERT INTO watches (asset_id, account, patience, metadata, batch, callback_url, created_at)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) RETURNING {WATCH}"
+    );
+    let inserted = connection.prepare_cached(&sql)?.query_row(
+        params![
+            new.asset_id,
+            new.account,
+            new.patience.map(|patience| i64::try_from(patience.as_millis()).unwrap_or(i64::MAX)),
+            new.metadata,
+            new.batch,
+            new.callback_url,
+            now.as_millis(),
+        ],
+        watch,
+    );
+    match inserted.map_err(StoreError::from) {
+        Ok(watch) => Ok(Added::New(Box::new(watch))),
+        Err(StoreError::Refused(why)) => Ok(Added::Refused(why)),
+        Err(error) => Err(error),
+    }
+}
+
+fn claim_lane(
+    connection: &Connection,
+    lane: &Lane,
+    terms: &Terms,
+    only: Option<&str>,
+) -> Result<Claimed<Watch>, StoreError> {
+    let due = lease::due(connection, &LINE, lane, terms, only)?;
+    let sql = format!(
+        "UPDATE watches SET lease_owner = ?2, lease_until = ?3, generation = generation + 1
+         WHERE id = ?1 RETURNING {WATCH}"
+    );
+    let mut lease = connection.prepare_cached(&sql)?;
+    let until = (terms.now + lane.lease).as_millis();
+    let rows =
+        due.iter().map(|id| lease.query_row(params![id, terms.owner, until], watch)).collect::<Result<Vec<_>, _>>()?;
+    let waiting: i64 = connection
+        .prepare_cached(
+            "SELECT count(*) FROM (SELECT 1 FROM watches WHERE account = ?1 AND state = 'waiting' LIMIT 2)",
+        )?
+        .query_row([&lane.name], |row| row.get(0))?;
+    let next_due = lease::next_due(connection, &LINE, &lane.name, only)?;
+    Ok(Claimed { lane: lane.name.clone(), rows, next_due, alone: waiting < 2 })
+}
+
+fn update(connection: &Connection, after: &Watch, events: &[Event]) -> Result<(), StoreError> {
+    let asset = &after.asset;
+    let changed = connection
+        .prepare_cached(
+            "UPDATE watches SET state = ?3, due_at = ?4, lease_owner = NULL, lease_until = NULL, polls = ?5,
+                 waiting_streak = ?6, failures = ?7, rejections = ?8, missing_at = ?9, status = ?10, type = ?11,
+                 url = ?12, width = ?13, height = ?14, duration = ?15, frames = ?16, reason = ?17, last_error = ?18,
+                 first_polled_at = ?19, last_polled_at = ?20, processing_at = ?21, waiting_at = ?22, settled_at = ?23,
+                 lost_base = ?24
+             WHERE id = ?1 AND generation = ?2 AND state = 'waiting'",
+        )?
+        .execute(params![
+            after.id,
+            after.generation,
+            after.state.as_str(),
+            after.due_at.map(Timestamp::as_millis),
+            after.polls,
+            after.streaks.waiting,
+            after.streaks.failures,
+            after.streaks.rejections,
+            after.missing_at.map(Timestamp::as_millis),
+            asset.status,
+            asset.kind,
+            asset.url,
+            asset.width,
+            asset.height,
+            asset.duration,
+            asset.frames,
+            after.reason.map(crate::watch::Reason::as_str),
+            after.last_error,
+            after.first_polled_at.map(Timestamp::as_millis),
+            after.last_polled_at.map(Timestamp::as_millis),
+            after.processing_at.map(Timestamp::as_millis),
+            after.waiting_at.map(Timestamp::as_millis),
+            after.settled_at.map(Timestamp::as_millis),
+            after.lost_base,
+        ])?;
+    if changed == 0 {
+        return Err(StoreError::LeaseLost);
+    }
+    events.iter().try_for_each(|event| ledger::tell(connection, event))
+}
+
+fn list(connection: &Connection, filter: &Filter) -> Result<Vec<Watch>, StoreError> {
+    let ids = filter.ids.as_ref().map(serde_json::to_string).transpose();
+    let ids = ids.map_err(|error| StoreError::Broken(error.to_string()))?;
+    let text = |text: &Option<String>| text.clone().map(Value::Text);
+    let wanted = [
+        ("id IN (SELECT value FROM json_each(?))", ids.map(Value::Text)),
+        ("asset_id = ?", text(&filter.asset_id)),
+        ("state = ?", filter.state.map(|state| Value::Text(state.as_str().into()))),
+        ("status = ?", text(&filter.status)),
+        ("batch = ?", text(&filter.batch)),
+        ("account = ?", text(&filter.account)),
+        ("id < ?", filter.before.map(Value::Integer)),
+    ];
+    let (clauses, mut values): (Vec<_>, Vec<_>) =
+        wanted.into_iter().filter_map(|(clause, value)| Some((clause, value?))).unzip();
+    values.push(Value::Integer(filter.limit.map_or(-1, i64::from)));
+    let filtered = if clauses.is_empty() { String::new() } else { format!("WHERE {}", clauses.join(" AND ")) };
+    let sql = format!("SELECT {WATCH} FROM watches {filtered} ORDER BY id DESC LIMIT ?");
+    let mut statement = connection.prepare_cached(&sql)?;
+    let rows = statement.query_map(params_from_iter(values), watch)?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
