@@ -1,9 +1,12 @@
 //! The HTTP client that polls and webhooks are made with: one builder, so that no safeguard is forgotten in one of them.
 
 use std::sync::Once;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+use reqwest::header::{DATE, HeaderMap, HeaderName, RETRY_AFTER};
 use reqwest::{Certificate, ClientBuilder, redirect, retry};
+
+use crate::clock::Timestamp;
 
 /// The name under which every request is sent.
 pub const USER_AGENT: &str = concat!("assetwatch/", env!("CARGO_PKG_VERSION"));
@@ -59,9 +62,69 @@ pub fn reason(error: reqwest::Error) -> String {
     text
 }
 
+/// How long the answer with these `headers` asks us to wait (RFC 9110, section 10.2.3), without an upper bound.
+///
+/// A date is judged against the answer's own `Date`, so that a receiver whose clock is wrong still means the same
+/// wait; against `now` where there is none. A date that has passed is no wait, and what is neither a number of seconds
+/// nor a date is ignored.
+pub fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
+    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
+        // Digits fail to parse only when they are too many.
+        return Some(Duration::from_secs(text.parse().unwrap_or(u64::MAX)));
+    }
+    let until = httpdate::parse_http_date(text).ok()?;
+    let from = date(headers, &DATE).unwrap_or_else(|| now.as_system_time());
+    Some(until.duration_since(from).unwrap_or_default())
+}
+
+fn date(headers: &HeaderMap, name: &HeaderName) -> Option<SystemTime> {
+    httpdate::parse_http_date(headers.get(name)?.to_str().ok()?.trim()).ok()
+}
+
 #[cfg(test)]
 mod tests {
+    use reqwest::header::HeaderValue;
+
     use super::*;
+
+    #[test]
+    fn retry_after_is_read_in_both_forms() {
+        let now = Timestamp::from_millis(784_111_777_000); // Sun, 06 Nov 1994 08:49:37 GMT
+        let seconds = |seconds| Some(Duration::from_secs(seconds));
+        for (retry_after_text, date_text, wait) in [
+            (None, None, None),
+            (Some("120"), None, seconds(120)),
+            (Some(" 0 "), None, seconds(0)),
+            (Some("18446744073709551616"), None, seconds(u64::MAX)),
+            (Some("Sun, 06 Nov 1994 08:50:37 GMT"), None, seconds(60)),
+            (Some("Sunday, 06-Nov-94 08:50:37 GMT"), None, seconds(60)),
+            (Some("Sun Nov  6 08:50:37 1994"), None, seconds(60)),
+            (Some("Sun, 06 Nov 1994 08:48:37 GMT"), None, seconds(0)),
+            // A clock that is a day ahead of ours, and one that is a day behind it.
+            (Some("Mon, 07 Nov 1994 08:50:37 GMT"), Some("Mon, 07 Nov 1994 08:49:37 GMT"), seconds(60)),
+            (Some("Sat, 05 Nov 1994 08:50:37 GMT"), Some("Sat, 05 Nov 1994 08:49:37 GMT"), seconds(60)),
+            (Some("Sun, 06 Nov 1994 08:50:37 GMT"), Some("yesterday"), seconds(60)),
+            (Some(""), None, None),
+            (Some("-1"), None, None),
+            (Some("+1"), None, None),
+            (Some("1.5"), None, None),
+            (Some("1, 2"), None, None),
+            (Some("soon"), None, None),
+            (Some("Sun, 06 Nov 1994 08:50:37"), None, None),
+        ] {
+            let mut headers = HeaderMap::new();
+            if let Some(text) = retry_after_text {
+                headers.insert(RETRY_AFTER, text.parse().unwrap());
+            }
+            if let Some(text) = date_text {
+                headers.insert(DATE, text.parse().unwrap());
+            }
+            assert_eq!(retry_after(&headers, now), wait, "{retry_after_text:?} with {date_text:?}");
+        }
+        let headers = HeaderMap::from_iter([(RETRY_AFTER, HeaderValue::from_bytes(b"\xff1").unwrap())]);
+        assert_eq!(retry_after(&headers, now), None);
+    }
 
     #[test]
     fn a_client_can_be_built() {

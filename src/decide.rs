@@ -40,6 +40,24 @@ pub enum Observation {
     Unaskable { error: String },
 }
 
+impl Observation {
+    /// What was odd or wrong, in words.
+    pub fn text_mut(&mut self) -> Option<&mut String> {
+        match self {
+            Self::Answered { note, .. } => note.as_mut(),
+            Self::Unusable { error }
+            | Self::Unavailable { error }
+            | Self::Throttled { error, .. }
+            | Self::Unauthorized { error }
+            | Self::Forbidden { error }
+            | Self::Unpaid { error }
+            | Self::Missing { error }
+            | Self::Rejected { error }
+            | Self::Unaskable { error } => Some(error),
+        }
+    }
+}
+
 /// The settings that the table takes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rules {

@@ -1,0 +1,375 @@
+//! The media API: one endpoint, `GET /pub/v2/assets/{asset_id}` (the vendor's page "Get Asset V2").
+//!
+//! An answer is turned into an [`Observation`] here; what it means is decided elsewhere. The vendor's schema requires no
+//! field, and nothing that comes from there is trusted: a field that is not what it should be is dropped and noted.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use reqwest::header::{HeaderValue, RETRY_AFTER};
+use reqwest::{Client, Response, StatusCode};
+use serde_json::{Map, Value};
+use url::Url;
+
+use crate::client;
+use crate::decide::Observation;
+use crate::watch::{Asset, check_asset_id};
+
+/// The largest answer that is read.
+pub const LARGEST_ANSWER: usize = 1024 * 1024;
+/// How much of an answer that is an error is read, for its text.
+const LARGEST_ERROR: usize = 16 * 1024;
+/// The longest text that is taken from an error.
+const LONGEST_ERROR: usize = 300;
+/// The longest status and type that are taken for words.
+const LONGEST_WORD: usize = 64;
+/// The longest URL that is taken.
+const LONGEST_URL: usize = 8 * 1024;
+
+/// What may stand in a path segment as it is (RFC 3986, unreserved); everything else of an asset's id is encoded.
+const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
+/// One account at the API.
+pub struct Api {
+    client: Client,
+    /// Ends where the asset's id begins.
+    prefix: String,
+    key: Mutex<HeaderValue>,
+}
+
+/// Why there can be no such account.
+#[derive(Debug, thiserror::Error)]
+pub enum ApiError {
+    /// No TLS, or no such thing as a client here.
+    #[error("no HTTP client can be built: {0}")]
+    Client(#[from] reqwest::Error),
+    /// The key cannot stand in a header.
+    #[error("the API key contains characters that cannot be sent in a header")]
+    Key,
+}
+
+impl Api {
+    /// An account at the API under `url` (a path in it is a prefix), with `key`; `timeout` is for a whole request.
+    ///
+    /// # Errors
+    /// When no client can be built, or the key is none.
+    pub fn new(url: &Url, key: &str, timeout: Duration) -> Result<Self, ApiError> {
+        let prefix = format!("{}/pub/v2/assets/", url.as_str().trim_end_matches('/'));
+        Ok(Self { client: client::builder(timeout).build()?, prefix, key: Mutex::new(header(key)?) })
+    }
+
+    /// Takes another key; whether it is another one.
+    ///
+    /// # Errors
+    /// When it cannot stand in a header; the old one stays.
+    pub fn set_key(&self, key: &str) -> Result<bool, ApiError> {
+        let key = header(key)?;
+        let mut current = self.key.lock().unwrap_or_else(PoisonError::into_inner);
+        let changed = *current != key;
+        *current = key;
+        Ok(changed)
+    }
+
+    /// Asks about one asset.
+    pub async fn poll(&self, asset_id: &str) -> Observation {
+        if let Err(error) = check_asset_id(asset_id) {
+            return Observation::Unaskable { error: error.to_string() };
+        }
+        let url = format!("{}{}", self.prefix, utf8_percent_encode(asset_id, SEGMENT));
+        let key = self.key.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut observation = match self.client.get(url).header("x-api-key", key.clone()).send().await {
+            Ok(response) => observe(asset_id, response).await,
+            Err(error) => Observation::Unavailable { error: client::reason(error) },
+        };
+        // Some servers repeat the key that they refuse, and what they say goes to logs and to the database.
+        if let (Some(text), Ok(key)) = (observation.text_mut(), key.to_str()) {
+            *text = text.replace(key, "***");
+        }
+        observation
+    }
+}
+
+fn header(key: &str) -> Result<HeaderValue, ApiError> {
+    let mut value = HeaderValue::from_str(key).map_err(|_| ApiError::Key)?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+async fn observe(asset_id: &str, mut response: Response) -> Observation {
+    let status = response.status();
+    if status == StatusCode::OK {
+        return match read(&mut response, LARGEST_ANSWER).await {
+            Ok(body) => understand(asset_id, &body),
+            Err(error) => Observation::Unavailable { error },
+        };
+    }
+    let wait = client::retry_after(response.headers(), SystemTime::now().into());
+    let asked_to_wait = response.headers().contains_key(RETRY_AFTER);
+    let error = complaint(&mut response).await;
+    match status.as_u16() {
+        300..=399 => Observation::Unusable { error },
+        401 => Observation::Unauthorized { error },
+        402 => Observation::Unpaid { error },
+        403 => Observation::Forbidden { error },
+        404 => Observation::Missing { error },
+        429 => Observation::Throttled { wait, error },
+        503 if asked_to_wait => Observation::Throttled { wait, error },
+        408 | 425 => Observation::Unavailable { error },
+        400..=499 => Observation::Rejected { error },
+        _ => Observation::Unavailable { error },
+    }
+}
+
+/// Reads a body up to a limit; reqwest has none.
+async fn read(response: &mut Response, limit: usize) -> Result<Vec<u8>, String> {
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await.map_err(client::reason)? {
+        if body.len() + chunk.len() > limit {
+            return Err(format!("the answer is larger than {limit} bytes"));
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body)
+}
+
+/// What an answer that is an error says, in one line.
+async fn complaint(response: &mut Response) -> String {
+    let status = response.status();
+    let mut text = format!("the API answered {status}");
+    if let Some(location) = response.headers().get("location") {
+        text += &format!(" to {}", one_line(&String::from_utf8_lossy(location.as_bytes())));
+    }
+    let body = read(response, LARGEST_ERROR).await.unwrap_or_default();
+    let said = serde_json::from_slice::<Value>(&body).ok().and_then(|answer| err_of(&answer));
+    if let Some(said) = said {
+        text += &format!(": {said}");
+    }
+    text
+}
+
+/// What a 200 says of the asset.
+fn understand(asset_id: &str, body: &[u8]) -> Observation {
+    let answer: Value = match serde_json::from_slice(body) {
+        Ok(answer) => answer,
+        Err(error) => return Observation::Unavailable { error: format!("the answer is not JSON: {error}") },
+    };
+    let err = err_of(&answer);
+    let empty = Map::new();
+    let data = answer.get("data").and_then(Value::as_object).unwrap_or(&empty);
+    let mut fields = Fields { data, notes: Vec::new() };
+    let id = fields.take("id", "a string", |value| value.as_str().map(str::to_owned));
+    if let Some(id) = id.filter(|id| id != asset_id) {
+        let error = format!("the answer is about another asset, {:?}", one_line(&id));
+        return Observation::Unavailable { error };
+    }
+    let Some(status) = fields.take("status", "a word", word) else {
+        return match err {
+            Some(err) => Observation::Unusable { error: format!("the API answered with an error: {err}") },
+            None => {
+                let malformed = fields.notes.pop();
+                Observation::Unavailable { error: malformed.unwrap_or_else(|| "the answer has no status".into()) }
+            }
+        };
+    };
+    let asset = Asset {
+        status: Some(status),
+        kind: fields.take("type", "a word", word),
+        url: fields.take("url", "a text of at most 8 KiB", url),
+        width: fields.size("width"),
+        height: fields.size("height"),
+        duration: fields.take("duration", "a number of seconds", count),
+        frames: fields.take("frames", "a number of frames", count),
+    };
+    let mut notes = fields.notes;
+    notes.extend(err.map(|err| format!("beside the status, the API gave an error: {err}")));
+    Observation::Answered { asset, note: (!notes.is_empty()).then(|| notes.join("; ")) }
+}
+
+/// Takes fields out of `data`; what is there and not as it should be is noted.
+struct Fields<'a> {
+    data: &'a Map<String, Value>,
+    notes: Vec<String>,
+}
+
+impl Fields<'_> {
+    fn take<T>(&mut self, name: &str, kind: &str, read: impl Fn(&Value) -> Option<T>) -> Option<T> {
+        let value = self.data.get(name).filter(|value| !value.is_null())?;
+        self.checked(name, kind, read(value), value)
+    }
+
+    fn size(&mut self, name: &str) -> Option<i64> {
+        let size = self.data.get("size").filter(|value| !value.is_null())?;
+        let Some(size) = size.as_object() else {
+            let note = format!("dropped `size`: {} is not an object", one_line(&size.to_string()));
+            if !self.notes.contains(&note) {
+                self.notes.push(note);
+            }
+            return None;
+        };
+        let value = size.get(name).filter(|value| !value.is_null())?;
+        self.checked(&format!("size.{name}"), "a number of pixels", count(value), value)
+    }
+
+    fn checked<T>(&mut self, name: &str, kind: &str, taken: Option<T>, value: &Value) -> Option<T> {
+        if taken.is_none() {
+            self.notes.push(format!("dropped `{name}`: {} is not {kind}", one_line(&value.to_string())));
+        }
+        taken
+    }
+}
+
+fn word(value: &Value) -> Option<String> {
+    let fits = |word: &&str| !word.is_empty() && word.len() <= LONGEST_WORD && !word.chars().any(char::is_control);
+    value.as_str().filter(fits).map(str::to_owned)
+}
+
+fn url(value: &Value) -> Option<String> {
+    value.as_str().filter(|url| url.len() <= LONGEST_URL && !url.chars().any(char::is_control)).map(str::to_owned)
+}
+
+/// A whole number that is not negative; `30.0` is one.
+fn count(value: &Value) -> Option<i64> {
+    let whole = |number: f64| (number.fract() == 0.0 && number.abs() < 2f64.powi(53)).then_some(number as i64);
+    value.as_i64().or_else(|| value.as_f64().and_then(whole)).filter(|count| *count >= 0)
+}
+
+/// The `err` of an answer, if it is not empty: its code and message where it has them.
+fn err_of(answer: &Value) -> Option<String> {
+    let err = answer.get("err")?;
+    let text = match err {
+        Value::Null => return None,
+        Value::String(text) => text.clone(),
+        Value::Object(fields) if fields.is_empty() => return None,
+        Value::Object(fields) => {
+            let part = |name| fields.get(name).map(|value| value.as_str().map_or(value.to_string(), str::to_owned));
+            let parts: Vec<String> = [part("code"), part("message")].into_iter().flatten().collect();
+            if parts.is_empty() { err.to_string() } else { parts.join(": ") }
+        }
+        other => other.to_string(),
+    };
+    (!text.is_empty()).then(|| one_line(&text))
+}
+
+/// Foreign text for a log or a column: cut, and without control characters.
+fn one_line(text: &str) -> String {
+    let clean = text.chars().map(|c| if c.is_control() { ' ' } else { c });
+    let mut line: String = clean.take(LONGEST_ERROR).collect();
+    if text.chars().count() > LONGEST_ERROR {
+        line.push('…');
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn note(body: &str) -> String {
+        match understand("ast_1", body.as_bytes()) {
+            Observation::Answered { note, .. } => note.unwrap_or_default(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn every_field_of_the_vendors_page_is_read() {
+        let body = r#"{"data":{"id":"ast_1","status":"active","type":"video","url":"https://cdn.example/v",
+            "size":{"width":512,"height":256},"duration":30,"frames":200},"err":{}}"#;
+        let asset = Asset {
+            status: Some("active".into()),
+            kind: Some("video".into()),
+            url: Some("https://cdn.example/v".into()),
+            width: Some(512),
+            height: Some(256),
+            duration: Some(30),
+            frames: Some(200),
+        };
+        assert_eq!(understand("ast_1", body.as_bytes()), Observation::Answered { asset, note: None });
+    }
+
+    #[test]
+    fn only_a_status_is_needed() {
+        let asset = Asset { status: Some("censored".into()), ..Asset::default() };
+        let expected = Observation::Answered { asset, note: None };
+        for body in [
+            r#"{"data":{"status":"censored"}}"#,
+            r#"{"data":{"status":"censored","id":null,"url":null,"size":null,"duration":null},"err":null}"#,
+            r#"{"data":{"status":"censored","new":{"deep":[1]}},"err":"","more":1}"#,
+        ] {
+            assert_eq!(understand("ast_1", body.as_bytes()), expected, "{body}");
+        }
+    }
+
+    #[test]
+    fn malformed_optional_fields_are_dropped_and_noted() {
+        for (field, noted) in [
+            (r#""id":7"#, "dropped `id`: 7 is not a string"),
+            (r#""type":"""#, "dropped `type`: \"\" is not a word"),
+            (r#""url":["x"]"#, "dropped `url`: [\"x\"] is not a text of at most 8 KiB"),
+            (r#""size":"big""#, "dropped `size`: \"big\" is not an object"),
+            (r#""size":{"width":-1}"#, "dropped `size.width`: -1 is not a number of pixels"),
+            (r#""duration":1e300"#, "dropped `duration`: 1e300 is not a number of seconds"),
+            (r#""frames":99999999999999999999"#, "dropped `frames`: 1e20 is not a number of frames"),
+        ] {
+            let noted = noted.replace("1e300", "1e+300").replace("1e20", "1e+20");
+            assert_eq!(note(&format!(r#"{{"data":{{"status":"active",{field}}}}}"#)), noted);
+        }
+        assert_eq!(note(r#"{"data":{"status":"active","duration":30.0}}"#), "");
+    }
+
+    #[test]
+    fn a_status_counts_even_beside_an_error() {
+        let body = r#"{"data":{"status":"active"},"err":{"code":"E1","message":"slow"}}"#;
+        assert_eq!(note(body), "beside the status, the API gave an error: E1: slow");
+    }
+
+    #[test]
+    fn answers_that_say_nothing_of_the_asset() {
+        for (body, error) in [
+            ("", "the answer is not JSON: EOF while parsing a value at line 1 column 0"),
+            ("{}", "the answer has no status"),
+            ("[]", "the answer has no status"),
+            (r#"{"data":null}"#, "the answer has no status"),
+            (r#"{"data":{"status":""}}"#, "dropped `status`: \"\" is not a word"),
+            (r#"{"data":{"status":5}}"#, "dropped `status`: 5 is not a word"),
+            (r#"{"data":{"status":"a\nb"}}"#, "dropped `status`: \"a\\nb\" is not a word"),
+            (r#"{"data":{"id":"ast_2","status":"active"}}"#, "the answer is about another asset, \"ast_2\""),
+        ] {
+            let expected = Observation::Unavailable { error: error.into() };
+            assert_eq!(understand("ast_1", body.as_bytes()), expected, "{body}");
+        }
+        let body = br#"{"data":{},"err":{"code":404,"message":"no such asset\u001b[31m"}}"#;
+        let error = "the API answered with an error: 404: no such asset [31m".into();
+        assert_eq!(understand("ast_1", body), Observation::Unusable { error });
+    }
+
+    proptest! {
+        #[test]
+        fn no_answer_is_too_strange(body: Vec<u8>, id in "[a-z]{1,3}") {
+            understand(&id, &body);
+        }
+
+        #[test]
+        fn no_field_is_too_strange(status in ".*", value in "-?[0-9]{1,40}(\\.[0-9]+)?", text in ".*") {
+            let text = Value::from(text);
+            let data = format!(
+                r#"{{"data":{{"status":{},"size":{{"width":{value},"height":{text}}},"duration":{value},"url":{text}}},
+                    "err":{{"code":{text}}}}}"#,
+                Value::from(status));
+            understand("x", data.as_bytes());
+        }
+
+        #[test]
+        fn an_id_is_one_segment_and_comes_back_whole(id in "\\PC{1,80}") {
+            prop_assume!(check_asset_id(&id).is_ok());
+            let url = Url::parse(&format!("http://h/pub/v2/assets/{}", utf8_percent_encode(&id, SEGMENT))).unwrap();
+            let segments: Vec<_> = url.path_segments().unwrap().collect();
+            prop_assert_eq!(segments.len(), 4);
+            let decoded = percent_encoding::percent_decode_str(segments[3]).decode_utf8().unwrap();
+            prop_assert_eq!(decoded.as_ref(), id.as_str());
+        }
+    }
+}
