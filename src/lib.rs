@@ -1,3 +1,4 @@
+pub mod api;
 pub mod backoff;
 pub mod client;
 pub mod clock;
@@ -5,4 +6,8 @@ pub mod config;
 pub mod decide;
 pub mod delivery;
 pub mod pace;
+pub mod poller;
+pub mod pump;
+pub mod relay;
+pub mod store;
 pub mod watch;
