@@ -1,16 +1,160 @@
-//! The configuration, in three stages: raw (what the file and the environment say), merged, settled (what the program
-//! takes). The other edges and the layers above take these settled types and know nothing of files.
+//! The configuration, in three stages: raw (what the file says), merged (each key answered by the flag, the variable,
+//! the file or the default), settled (what the program takes). The other edges and the layers above take the settled
+//! types and know nothing of files.
+//!
+//! Nothing here reads the process's own environment or command line: both are arguments.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fmt;
-use std::path::PathBuf;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use ipnet::IpNet;
 use url::Url;
 
 use crate::decide::Rules;
 use crate::delivery::Subscription;
 use crate::pace::Limits;
+
+mod document;
+mod find;
+mod hooks;
+mod kind;
+mod literal;
+mod origin;
+mod reader;
+mod secret;
+mod settle;
+#[cfg(test)]
+mod tests;
+
+pub use origin::{Entry, Origin};
+pub use secret::{KeyError, KeySource, Secret};
+
+/// The file of the whole machine.
+const SYSTEM_FILE: &str = "/etc/assetwatch/config.toml";
+/// The variable that names the file.
+const CONFIG_VARIABLE: &str = "ASSETWATCH_CONFIG";
+/// The variable that filters the log. It is no setting, and read elsewhere.
+const LOG_VARIABLE: &str = "ASSETWATCH_LOG";
+
+/// Finds and reads the configuration.
+///
+/// The file is `--config`, else `$ASSETWATCH_CONFIG` (both have to exist), else the first that exists of
+/// `$XDG_CONFIG_HOME/assetwatch/config.toml` and `/etc/assetwatch/config.toml`; none is fine. A variable
+/// `ASSETWATCH_<TABLE>_<KEY>` overrides the file, a flag overrides both; an empty variable counts as unset. Accounts and
+/// hooks have their names in the variable: `ASSETWATCH_ACCOUNTS_STUDIO_KEY_FILE`, `ASSETWATCH_HOOKS_CMS_TIMEOUT`.
+/// Lists and tables stand in the file only.
+///
+/// The secrets themselves are not read, see [`KeySource::read`].
+///
+/// # Errors
+///
+/// All problems at once, each with file and line, key, value and what would be right. Rules that take more than one
+/// value are asked only when every value is right by itself.
+pub fn load(overrides: &Overrides, environment: &Environment) -> Result<Settings, ConfigError> {
+    load_or(overrides, environment, Path::new(SYSTEM_FILE))
+}
+
+/// [`load`], with another place for the machine's own file.
+fn load_or(overrides: &Overrides, environment: &Environment, system: &Path) -> Result<Settings, ConfigError> {
+    let mut warnings = Vec::new();
+    let file = find::find(overrides, environment, system, &mut warnings)
+        .map_err(|problem| ConfigError { problems: vec![problem] })?;
+    let mut settings = settle(file.as_ref(), overrides, environment)?;
+    settings.warnings.splice(..0, warnings);
+    settings.file = file.map(|file| file.path);
+    Ok(settings)
+}
+
+fn settle(
+    file: Option<&find::File>,
+    overrides: &Overrides,
+    environment: &Environment,
+) -> Result<Settings, ConfigError> {
+    let raw = match file {
+        None => document::Branch::default(),
+        Some(file) => document::parse(&file.text).map_err(|problems| {
+            let place = literal::printable(&file.path.to_string_lossy());
+            let lines = problems.into_iter().map(|(line, problem)| format!("{place}:{line}: {problem}"));
+            ConfigError { problems: lines.collect() }
+        })?,
+    };
+    let mut reader = reader::Reader::new(file, overrides, environment);
+    match settle::settle(&mut reader, raw) {
+        Some(settings) if reader.is_content() => {
+            Ok(Settings { warnings: reader.warnings, entries: reader.entries, ..settings })
+        }
+        _ => Err(ConfigError { problems: reader.into_problems() }),
+    }
+}
+
+/// Why there are no settings: one line for each thing that is wrong.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{}", problems.join("\n"))]
+pub struct ConfigError {
+    problems: Vec<String>,
+}
+
+impl ConfigError {
+    /// The lines, in the order of the file.
+    pub fn problems(&self) -> &[String] {
+        &self.problems
+    }
+}
+
+/// What the command line says; it overrides everything else.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Overrides {
+    /// `--config`: the file, which has to exist.
+    pub config: Option<PathBuf>,
+    /// `--database`.
+    pub database: Option<PathBuf>,
+    /// `--api-url`: of `[api]`, and of all accounts that have no `url` of their own.
+    pub api_url: Option<String>,
+}
+
+impl Overrides {
+    /// The flag that gives this key's value, and the value.
+    fn value(&self, key: &str) -> Option<(&'static str, OsString)> {
+        match key {
+            "database" => self.database.clone().map(|path| ("--database", path.into())),
+            "api.url" => self.api_url.clone().map(|url| ("--api-url", url.into())),
+            _ => None,
+        }
+    }
+}
+
+/// The variables of the environment, as a value: `std::env::vars_os().collect()` makes the process's own into one.
+#[derive(Clone, Default)]
+pub struct Environment(BTreeMap<OsString, OsString>);
+
+impl Environment {
+    /// The value of a variable; an empty one counts as unset.
+    pub fn get(&self, name: &str) -> Option<OsString> {
+        self.0.get(std::ffi::OsStr::new(name)).filter(|value| !value.is_empty()).cloned()
+    }
+
+    /// The names of all variables that are set. Names that are not UTF-8 are nobody's that is known here.
+    fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().filter(|(_, value)| !value.is_empty()).filter_map(|(name, _)| name.to_str())
+    }
+}
+
+impl<N: Into<OsString>, V: Into<OsString>> FromIterator<(N, V)> for Environment {
+    fn from_iter<I: IntoIterator<Item = (N, V)>>(variables: I) -> Self {
+        Self(variables.into_iter().map(|(name, value)| (name.into(), value.into())).collect())
+    }
+}
+
+/// Only the names: some of the values are secrets.
+impl fmt::Debug for Environment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
+    }
+}
 
 /// Everything that a run of the program takes from its configuration.
 #[derive(Clone, Debug, PartialEq)]
@@ -25,6 +169,16 @@ pub struct Settings {
     pub accounts: Vec<Account>,
     /// Where events go.
     pub hooks: Vec<Hook>,
+    /// The HTTP server, if one is configured.
+    pub http: Option<Http>,
+    /// What holds for callback URLs, if they are configured.
+    pub callbacks: Option<Callbacks>,
+    /// The file that was read, if there was one.
+    pub file: Option<PathBuf>,
+    /// What is probably not meant, one sentence each.
+    pub warnings: Vec<String>,
+    /// Every value in effect and where it comes from, for `config show`.
+    pub entries: Vec<Entry>,
 }
 
 /// A named API key with its own pace.
@@ -44,21 +198,6 @@ pub struct Account {
     pub rules: Rules,
 }
 
-/// Where a secret is read from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum KeySource {
-    /// A file; white space around the key is ignored.
-    File(PathBuf),
-    /// A variable of the environment.
-    Env(String),
-    /// Nothing is configured and nothing was found.
-    Absent,
-}
-
-/// Text that is never shown: `Debug` and `Display` print a mask.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
-
 /// A destination: a webhook or a command.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Hook {
@@ -75,7 +214,8 @@ pub struct Hook {
 }
 
 /// What a hook is.
-#[derive(Clone, Debug, PartialEq)]
+#[expect(missing_docs, reason = "each variant's sentence names its fields")]
+#[derive(Clone, PartialEq)]
 pub enum Target {
     /// A POST to a URL, signed with each of the secrets (none: unsigned).
     Webhook { url: Url, secrets: Option<KeySource> },
@@ -83,8 +223,20 @@ pub enum Target {
     Command(Command),
 }
 
+/// The URL without its path, which may be the secret itself (chat services).
+impl fmt::Debug for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Webhook { url, secrets } => {
+                f.debug_struct("Webhook").field("url", &kind::masked(url)).field("secrets", secrets).finish()
+            }
+            Self::Command(command) => command.fmt(f),
+        }
+    }
+}
+
 /// A command that is run for each delivery.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, PartialEq)]
 pub struct Command {
     /// The program and its arguments, as they are.
     pub argv: Vec<String>,
@@ -94,4 +246,54 @@ pub struct Command {
     pub env: BTreeMap<String, String>,
     /// Variables of ours that it gets too, by name.
     pub env_pass: Vec<String>,
+}
+
+/// Only the names of `env`: its values may be secrets.
+impl fmt::Debug for Command {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Command")
+            .field("argv", &self.argv)
+            .field("kill_after", &self.kill_after)
+            .field("env", &self.env.keys())
+            .field("env_pass", &self.env_pass)
+            .finish()
+    }
+}
+
+/// The HTTP server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Http {
+    /// Where it listens.
+    pub listen: Listen,
+    /// What callers have to show; always there when other machines can reach the server.
+    pub token: Option<KeySource>,
+}
+
+/// Where a server listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Listen {
+    /// An address of this machine and a port.
+    Tcp(SocketAddr),
+    /// A socket in the file system; its directory says who may connect.
+    Unix(PathBuf),
+}
+
+impl fmt::Display for Listen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// What holds for callback URLs, which come with a watch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Callbacks {
+    /// What deliveries to them are signed with (none: unsigned).
+    pub secrets: Option<KeySource>,
+    /// Private nets that they may reach.
+    pub allow_nets: Vec<IpNet>,
+    /// Whether they may be plain http.
+    pub allow_http: bool,
 }
