@@ -1,0 +1,95 @@
+//! A process that leads a group of its own, and all that it starts.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::process::ExitStatus;
+use std::time::Duration;
+
+use rustix::fs::Mode;
+use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, Signal};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::process::{Child, Command};
+
+/// A killed process is gone at once, unless the kernel holds it in a call that cannot be interrupted.
+const GONE: Duration = Duration::from_secs(1);
+
+/// A running group. Dropped, it is killed.
+pub struct Group {
+    leader: Child,
+    pid: Pid,
+    /// Readable when the leader has exited, and it is not reaped by that: its number goes on meaning this group until
+    /// [`Group::end`], so that a signal cannot reach a stranger. Linux 5.3 and later.
+    exit: AsyncFd<OwnedFd>,
+}
+
+impl Group {
+    /// Starts `command` as the leader of a new group, without the means to gain rights, to leave a core or to make files
+    /// for others.
+    pub fn spawn(command: &mut Command) -> io::Result<Self> {
+        restrict(command);
+        // Killing on drop reaches only the leader; it is for an error in the lines below.
+        let leader = command.process_group(0).kill_on_drop(true).spawn()?;
+        let number = leader.id().and_then(|id| i32::try_from(id).ok());
+        let pid = number.and_then(Pid::from_raw).ok_or(io::ErrorKind::NotFound)?;
+        let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty())?;
+        Ok(Self { leader, pid, exit: readable(pidfd)? })
+    }
+
+    /// The leader, for its pipes.
+    pub fn leader(&mut self) -> &mut Child {
+        &mut self.leader
+    }
+
+    /// Resolves when the leader has exited. May be asked for again.
+    pub async fn exited(&self) {
+        // It fails only when the runtime is shutting down; then this future is about to be dropped.
+        let _ = self.exit.readable().await;
+    }
+
+    /// Asks the whole group to stop.
+    pub fn terminate(&self) {
+        self.signal(Signal::TERM);
+    }
+
+    /// Kills what is left of the group, and tells how the leader ended; nothing if it cannot be killed.
+    pub async fn end(mut self) -> Option<ExitStatus> {
+        self.signal(Signal::KILL);
+        tokio::time::timeout(GONE, self.leader.wait()).await.ok()?.ok()
+    }
+
+    fn signal(&self, signal: Signal) {
+        // The one possible error is that nobody is left.
+        let _ = rustix::process::kill_process_group(self.pid, signal);
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        // Once it has been waited for, the number may mean another group.
+        if self.leader.id().is_some() {
+            self.signal(Signal::KILL);
+        }
+    }
+}
+
+#[expect(unsafe_code, reason = "a descriptor is registered")]
+fn readable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an OwnedFd is open, always gives the same descriptor, and is closed only by the AsyncFd that owns it.
+    Ok(unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?)
+}
+
+#[expect(unsafe_code, reason = "there is no safe way to run something between fork and exec")]
+fn restrict(command: &mut Command) {
+    let none = || Rlimit { current: Some(0), maximum: Some(0) };
+    // SAFETY: between fork and exec only what is async-signal-safe may be called. These are three bare system calls;
+    // the closure neither allocates nor locks, and refers to nothing of the parent's.
+    unsafe {
+        command.pre_exec(move || {
+            rustix::process::umask(Mode::RWXG | Mode::RWXO);
+            rustix::process::setrlimit(Resource::Core, none())?;
+            rustix::thread::set_no_new_privs(true)?;
+            Ok(())
+        });
+    }
+}

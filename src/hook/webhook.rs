@@ -1,0 +1,167 @@
+//! Events as signed POST requests (Standard Webhooks 1.0).
+
+use std::error::Error;
+use std::pin::pin;
+use std::time::Duration;
+
+use reqwest::header::{CONTENT_TYPE, HeaderMap, LOCATION};
+use reqwest::{Client, Response, StatusCode};
+use url::{Position, Url};
+
+use super::guard::{Blocked, Guard};
+use super::signature::Signer;
+use crate::client;
+use crate::clock::Timestamp;
+use crate::delivery::{Attempt, Outcome, Parcel};
+
+/// So much of an answer's body is kept for the log.
+const BODY_LIMIT: usize = 16 * 1_024;
+/// So long is waited for it.
+const BODY_TIME: Duration = Duration::from_secs(2);
+/// So many characters of a Location are shown.
+const LOCATION_LIMIT: usize = 200;
+/// Parts of a URL that are shorter than this are no secrets.
+const SECRET_LENGTH: usize = 8;
+/// Below the 5 s after which common servers close an idle connection: to write into one that is just being closed would
+/// cost an attempt.
+const IDLE_TIME: Duration = Duration::from_secs(4);
+/// Every request has its hook's own timeout; this one only bounds what would have none.
+const LONGEST: Duration = Duration::from_secs(600);
+
+/// A URL that events are posted to.
+pub struct Webhook {
+    /// Shared by all webhooks.
+    pub client: Client,
+    /// May itself be a secret: it is never shown.
+    pub url: Url,
+    /// For a whole request.
+    pub timeout: Duration,
+    /// Holds the secrets.
+    pub signer: Signer,
+}
+
+/// The client for all webhooks.
+pub fn client(guard: Guard) -> Result<Client, String> {
+    let builder = client::builder(LONGEST).pool_idle_timeout(IDLE_TIME).dns_resolver(guard);
+    builder.build().map_err(|error| format!("the HTTP client cannot be made: {}", client::reason(error)))
+}
+
+impl Webhook {
+    /// One request; see [`super::Hooks::perform`].
+    pub async fn perform(&self, parcel: &Parcel, now: Timestamp, hurry: impl Future<Output = ()>) -> Attempt {
+        let mut hurry = pin!(hurry);
+        let answer = tokio::select! {
+            biased;
+            answer = self.send(parcel, now) => answer,
+            () = &mut hurry => return Attempt::bare(Outcome::Interrupted),
+        };
+        match answer {
+            Ok(response) => self.heard(response, now, hurry).await,
+            Err(error) => Attempt::bare(self.unanswered(error)),
+        }
+    }
+
+    /// Decided at the headers: a body that fails after a 2xx must not cause a repeat.
+    async fn heard(&self, mut response: Response, now: Timestamp, hurry: impl Future<Output = ()>) -> Attempt {
+        let status = response.status();
+        let outcome = self.answered(status, response.headers(), now);
+        let mut output = Vec::new();
+        tokio::select! {
+            () = keep_body(&mut response, &mut output) => {}
+            () = tokio::time::sleep(BODY_TIME) => {}
+            () = hurry => {}
+        }
+        Attempt { outcome, code: Some(status.as_u16().into()), output, errors: Vec::new() }
+    }
+
+    async fn send(&self, parcel: &Parcel, now: Timestamp) -> reqwest::Result<Response> {
+        let id = &parcel.delivery.event_id;
+        let timestamp = now.as_millis().div_euclid(1_000);
+        let mut request = self
+            .client
+            .post(self.url.clone())
+            .timeout(self.timeout)
+            .header(CONTENT_TYPE, "application/json")
+            .header("webhook-id", id)
+            .header("webhook-timestamp", timestamp);
+        if let Some(signature) = self.signer.sign(id, timestamp, &parcel.body) {
+            request = request.header("webhook-signature", signature);
+        }
+        request.body(parcel.body.clone()).send().await
+    }
+
+    fn answered(&self, status: StatusCode, headers: &HeaderMap, now: Timestamp) -> Outcome {
+        let mut error = format!("the receiver answered {}", described(status));
+        let not_before = match status.as_u16() {
+            200..300 => return Outcome::Delivered,
+            410 => return Outcome::Refused { error },
+            300..400 => {
+                let location = headers.get(LOCATION).map(|location| self.shown(location.as_bytes()));
+                error += &location.map(|location| format!(" to {location}")).unwrap_or_default();
+                error += "; redirects are not followed, put the final address into `url`";
+                None
+            }
+            429 | 503 => client::retry_after(headers, now),
+            _ => None,
+        };
+        Outcome::Failed { error, not_before }
+    }
+
+    /// A Location as one short line, without what it repeats of our own URL: that may be a secret.
+    fn shown(&self, location: &[u8]) -> String {
+        let ours = [&self.url[Position::BeforeUsername..Position::AfterPassword], &self.url[Position::BeforePath..]];
+        let parts = ours.into_iter().flat_map(|text| text.split(['/', '?', '&', '=', ':', '#']));
+        let mut text = String::from_utf8_lossy(location).into_owned();
+        for part in parts.filter(|part| part.len() >= SECRET_LENGTH) {
+            text = text.replace(part, "…");
+        }
+        text.chars().take(LOCATION_LIMIT).flat_map(char::escape_debug).collect()
+    }
+
+    fn unanswered(&self, error: reqwest::Error) -> Outcome {
+        if let Some(blocked) = blocked(&error) {
+            return Outcome::Blocked { error: blocked.to_string() };
+        }
+        if error.is_builder() {
+            let reason = client::reason(error);
+            return Outcome::Blocked { error: format!("no request can be made: {reason}") };
+        }
+        let error = if error.is_timeout() && !error.is_connect() {
+            format!("the receiver did not answer within {}", humantime::format_duration(self.timeout))
+        } else {
+            client::reason(error)
+        };
+        Outcome::Failed { error, not_before: None }
+    }
+}
+
+fn described(status: StatusCode) -> String {
+    match status.canonical_reason() {
+        Some(reason) => format!("{} {reason}", status.as_u16()),
+        None => status.as_u16().to_string(),
+    }
+}
+
+/// The guard's own error, which reqwest and hyper have wrapped.
+fn blocked(error: &reqwest::Error) -> Option<&Blocked> {
+    let mut cause: Option<&(dyn Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        if let Some(blocked) = error.downcast_ref() {
+            return Some(blocked);
+        }
+        cause = error.source();
+    }
+    None
+}
+
+async fn keep_body(response: &mut Response, output: &mut Vec<u8>) {
+    while output.len() < BODY_LIMIT
+        && let Ok(Some(chunk)) = response.chunk().await
+    {
+        let room = BODY_LIMIT - output.len();
+        output.extend_from_slice(&chunk[..chunk.len().min(room)]);
+    }
+}
+
+#[cfg(test)]
+mod tests;
