@@ -4,7 +4,7 @@
 //! field, and nothing that comes from there is trusted: a field that is not what it should be is dropped and noted.
 
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::header::{HeaderValue, RETRY_AFTER};
@@ -13,6 +13,7 @@ use serde_json::{Map, Value};
 use url::Url;
 
 use crate::client;
+use crate::clock::{Clock, Timestamp};
 use crate::decide::Observation;
 use crate::watch::{Asset, check_asset_id};
 
@@ -36,6 +37,8 @@ pub struct Api {
     /// Ends where the asset's id begins.
     prefix: String,
     key: Mutex<HeaderValue>,
+    /// For a Retry-After that names an instant.
+    clock: Clock,
 }
 
 /// Why there can be no such account.
@@ -54,9 +57,9 @@ impl Api {
     ///
     /// # Errors
     /// When no client can be built, or the key is none.
-    pub fn new(url: &Url, key: &str, timeout: Duration) -> Result<Self, ApiError> {
+    pub fn new(url: &Url, key: &str, timeout: Duration, clock: Clock) -> Result<Self, ApiError> {
         let prefix = format!("{}/pub/v2/assets/", url.as_str().trim_end_matches('/'));
-        Ok(Self { client: client::builder(timeout).build()?, prefix, key: Mutex::new(header(key)?) })
+        Ok(Self { client: client::builder(timeout).build()?, prefix, key: Mutex::new(header(key)?), clock })
     }
 
     /// Takes another key; whether it is another one.
@@ -79,7 +82,7 @@ impl Api {
         let url = format!("{}{}", self.prefix, utf8_percent_encode(asset_id, SEGMENT));
         let key = self.key.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let mut observation = match self.client.get(url).header("x-api-key", key.clone()).send().await {
-            Ok(response) => observe(asset_id, response).await,
+            Ok(response) => observe(asset_id, response, self.clock.now()).await,
             Err(error) => Observation::Unavailable { error: client::reason(error) },
         };
         // Some servers repeat the key that they refuse, and what they say goes to logs and to the database.
@@ -96,7 +99,7 @@ fn header(key: &str) -> Result<HeaderValue, ApiError> {
     Ok(value)
 }
 
-async fn observe(asset_id: &str, mut response: Response) -> Observation {
+async fn observe(asset_id: &str, mut response: Response, now: Timestamp) -> Observation {
     let status = response.status();
     if status == StatusCode::OK {
         return match read(&mut response, LARGEST_ANSWER).await {
@@ -104,7 +107,7 @@ async fn observe(asset_id: &str, mut response: Response) -> Observation {
             Err(error) => Observation::Unavailable { error },
         };
     }
-    let wait = client::retry_after(response.headers(), SystemTime::now().into());
+    let wait = client::retry_after(response.headers(), now);
     let asked_to_wait = response.headers().contains_key(RETRY_AFTER);
     let error = complaint(&mut response).await;
     match status.as_u16() {

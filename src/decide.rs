@@ -16,6 +16,7 @@ const LONGEST_HOOK_WAIT: Duration = Duration::from_secs(24 * 3_600);
 const LATENESS: f64 = 0.2;
 
 /// What one poll of one asset saw. It cannot fail: a refused connection is something seen.
+#[expect(missing_docs, reason = "each variant's sentence names its fields")]
 #[derive(Clone, Debug, PartialEq)]
 pub enum Observation {
     /// 200 with a status. `note` is what was odd about it: an `err` beside the status, fields that had to be dropped.
@@ -104,6 +105,7 @@ pub struct Moment {
 }
 
 /// What to write after a poll.
+#[expect(missing_docs, reason = "each variant's sentence names its fields")]
 #[derive(Clone, Debug, PartialEq)]
 pub enum Decision {
     /// It is followed on.
@@ -350,6 +352,7 @@ pub fn longest_gap(schedule: &[Duration]) -> Duration {
 }
 
 /// What to write after an attempt.
+#[expect(missing_docs, reason = "each variant's sentence names its fields")]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// The hook has it.
@@ -390,3 +393,6 @@ pub fn after_attempt(
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -364,6 +364,7 @@ impl Attempt {
 }
 
 /// How an attempt went. The texts are one line each, and say what happened to whom.
+#[expect(missing_docs, reason = "each variant's sentence names its fields")]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// The receiver has it.

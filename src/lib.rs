@@ -1,13 +1,46 @@
-pub mod api;
-pub mod backoff;
-pub mod client;
+//! `assetwatch` follows media assets of the Affogato (RenderNet) API until they leave `pending` and `processing`, records
+//! the final status and URL, and tells whoever wants to know, by webhook or by command.
+//!
+//! It is a line, not a web:
+//!
+//! ```text
+//! add → claim → poll → decide → record, with its deliveries, in one transaction → claim → perform → verdict → finish
+//! ```
+//!
+//! [`store`] is the truth: a SQLite file whose index on `due_at` is the only schedule. [`pump`] is the only loop; it claims
+//! what is due, works it and sleeps. [`poller`] and [`relay`] are its two uses. What an answer means is decided by pure
+//! functions in [`decide`]; [`api`] and [`hook`] turn the world into values and have no opinions.
+//!
+//! The modules, lowest first. A module uses only those that stand before it; `tests/it/layers.rs` sees to that, and that
+//! the edges do not know each other, [`config`] and [`client`] aside.
+
+// Layer 0, rules: pure. `now` and a random `roll` come in, a value goes out.
 pub mod clock;
-pub mod config;
-pub mod decide;
-pub mod delivery;
+pub mod backoff;
 pub mod pace;
-pub mod poller;
-pub mod pump;
-pub mod relay;
-pub mod store;
 pub mod watch;
+pub mod delivery;
+pub mod decide;
+
+// Layer 1, edges: each turns one part of the world into the values above.
+pub mod config;
+pub mod client;
+pub mod api;
+pub mod hook;
+pub mod store;
+
+// Layer 2, motion: the only loop, and its uses.
+pub mod pump;
+pub mod poller;
+pub mod relay;
+
+// Layer 3, faces: the verbs, and the command line that speaks them.
+pub mod control;
+pub mod cli;
+
+// Layer 4, wiring: start in order, stop in order.
+pub mod telemetry;
+pub mod signal;
+pub mod systemd;
+pub mod daemon;
+pub mod demo;

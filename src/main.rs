@@ -1,1 +1,124 @@
-fn main() {}
+//! Parses, calls one function, turns the result into an exit code.
+
+use std::io::{self, ErrorKind, Write};
+use std::process::ExitCode;
+
+use anyhow::Context;
+use assetwatch::cli::{self, Cli, Command, ConfigCommand, Output, Progress, exit};
+use assetwatch::config::{self, ConfigError, Environment, Settings};
+use assetwatch::daemon::{self, Ending, EngineError, WaitOptions, Waited};
+use assetwatch::telemetry::{self, Verbosity};
+use assetwatch::watch::{State, Watch};
+use assetwatch::{clock, demo};
+use clap::Parser;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("the runtime cannot be started")
+        .and_then(|runtime| {
+            let result = runtime.block_on(dispatch(cli));
+            // A read of stdin that nobody waits for any more must not keep the process.
+            runtime.shutdown_background();
+            result
+        });
+    ExitCode::from(result.unwrap_or_else(|error| complain(&error)))
+}
+
+async fn dispatch(cli: Cli) -> anyhow::Result<u8> {
+    let output = Output::new(&cli.global);
+    telemetry::start(verbosity(&cli), !matches!(cli.global.color, cli::Color::Never));
+    let load = || config::load(&cli.global.overrides(), &std::env::vars_os().collect::<Environment>());
+    match cli.command {
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut cli::command(), "assetwatch", &mut script);
+            io::stdout().write_all(&script)?;
+            Ok(exit::OK)
+        }
+        Command::Man { command } => man(command),
+        Command::Config(ConfigCommand::Show) => cli::show_config(&load()?, output),
+        Command::Demo(args) => demo::run(args.keep, output).await,
+        Command::Check => cli::check(&load()?, output).await,
+        Command::Run => daemon::run(load()?, load).await.map(|()| exit::OK),
+        Command::Wait(args) => wait(args, &load()?, output).await,
+        verb => cli::perform(verb, &daemon::open(&load()?).await?, output).await,
+    }
+}
+
+/// The daemon's log is the reason why it is looked at; a command's answer is on stdout.
+fn verbosity(cli: &Cli) -> Verbosity {
+    match (cli.global.quiet, cli.global.verbose, &cli.command) {
+        (true, _, _) => Verbosity::Quiet,
+        (false, 0, Command::Run) | (false, 1, _) => Verbosity::Verbose,
+        (false, 0, _) => Verbosity::Normal,
+        (false, _, _) => Verbosity::Debug,
+    }
+}
+
+async fn wait(args: cli::Wait, settings: &Settings, output: Output) -> anyhow::Result<u8> {
+    let control = daemon::open(settings).await?;
+    let watches = cli::watches_for(args.ids, &args.account, &control).await?;
+    let options = WaitOptions { watches, timeout: args.timeout, any: args.any };
+    let mut progress = Progress::new(&output, clock::Clock::system());
+    let waited = daemon::wait(&control, settings, &options, |watches| progress.show(watches)).await?;
+    progress.end();
+    cli::print_waited(&waited.watches, args.output, output)?;
+    for left in &waited.left {
+        let (hook, count) = (&left.hook, left.waiting);
+        output.say(&format!("{count} deliveries to hook {hook} are left for a running daemon (`assetwatch run`)"));
+    }
+    if let Ending::Unauthorized(said) = &waited.ending {
+        cli::complain(&format!("not authorized: {said}"));
+    }
+    Ok(wait_code(&waited, args.any))
+}
+
+/// With several outcomes the first in the order 5, 4, 3, 124 wins.
+fn wait_code(waited: &Waited, any: bool) -> u8 {
+    let ended = |watch: &&Watch| watch.state != State::Waiting;
+    let mut counted: Vec<&Watch> = waited.watches.iter().filter(ended).collect();
+    if any && waited.ending == Ending::Ended {
+        counted.sort_by_key(|watch| watch.settled_at);
+        counted.truncate(1);
+    }
+    let is_active = |watch: &&Watch| watch.asset.status.as_deref() == Some("active");
+    match &waited.ending {
+        Ending::Interrupted => exit::INTERRUPTED,
+        Ending::Unauthorized(_) => exit::UNAUTHORIZED,
+        _ if counted.iter().any(|watch| watch.state != State::Settled) => exit::NOT_SETTLED,
+        _ if !counted.iter().all(is_active) => exit::NOT_ACTIVE,
+        Ending::TimedOut => exit::TIMED_OUT,
+        Ending::Ended => exit::OK,
+    }
+}
+
+fn man(command: Option<String>) -> anyhow::Result<u8> {
+    let mut all = cli::command();
+    all.build();
+    let page = match command {
+        None => all,
+        Some(name) => all.find_subcommand(&name).cloned().with_context(|| format!("there is no command {name:?}"))?,
+    };
+    clap_mangen::Man::new(page).render(&mut io::stdout())?;
+    Ok(exit::OK)
+}
+
+/// One line: what happened, to what, and why.
+fn complain(error: &anyhow::Error) -> u8 {
+    let is_broken_pipe = |cause: &(dyn std::error::Error + 'static)| {
+        cause.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == ErrorKind::BrokenPipe)
+    };
+    if error.chain().any(is_broken_pipe) {
+        // Whoever read our output has seen enough.
+        return exit::OK;
+    }
+    cli::complain(&format!("{error:#}"));
+    let engine = error.downcast_ref::<EngineError>();
+    if error.is::<ConfigError>() || engine.is_some_and(EngineError::is_configuration) {
+        return exit::CONFIGURATION;
+    }
+    exit::FAILURE
+}

@@ -101,6 +101,7 @@ impl Closure {
 }
 
 /// A change that is worth a line in the log.
+#[expect(missing_docs, reason = "each variant's sentence names its fields")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Turn {
     /// The account was closed.
@@ -110,6 +111,7 @@ pub enum Turn {
 }
 
 /// What a claim may take.
+#[expect(missing_docs, reason = "each variant's sentence names its fields")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Room {
     /// So many polls now; 0 when all that are allowed are in flight.

@@ -1,7 +1,7 @@
 //! The database: one SQLite file, the truth about every watch and every delivery.
 //!
 //! Whatever returned `Ok` here is on the disk (`synchronous=FULL`). Writes of concurrent workers share a transaction and
-//! with it the wait for the disk, each in a savepoint of its own; see [`commit`]. Every write transaction is
+//! with it the wait for the disk, each in a savepoint of its own; see `store/commit.rs`. Every write transaction is
 //! `BEGIN IMMEDIATE`. After a crash the file holds exactly what was acknowledged, and at most the one batch that was
 //! being committed besides.
 //!
@@ -24,12 +24,13 @@ use std::time::Duration;
 
 use rusqlite::Connection;
 
-pub use ledger::{AttemptRow, DaemonRow, EventRow, History};
+pub use ledger::{AttemptRow, DaemonRow, EventRow, History, Outstanding};
 pub use watches::{AccountRow, Added, Filter, NewWatch};
 
 use crate::clock::Timestamp;
 
 /// Why the store could not do what it was asked to.
+#[expect(missing_docs, reason = "each variant's sentence names its fields")]
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
     /// The file cannot be used at all; the text says why and what to do.
@@ -125,14 +126,16 @@ impl Store {
         &self.shared.path
     }
 
-    /// A number that changes whenever another connection, of this or of another process, has committed a change.
+    /// A number that changes whenever another process has committed a change.
     pub async fn foreign_version(&self) -> Result<i64, StoreError> {
         let shared = Arc::clone(&self.shared);
-        blocking(move || {
-            let writer = lock(&shared.writer);
-            writer.query_row("PRAGMA data_version", [], |row| row.get(0)).map_err(StoreError::from)
-        })
-        .await
+        blocking(move || version(&lock(&shared.writer))).await
+    }
+
+    /// A number that changes whenever anybody has committed a change, this process included.
+    pub async fn version(&self) -> Result<i64, StoreError> {
+        let shared = Arc::clone(&self.shared);
+        blocking(move || version(&lock(&shared.reader))).await
     }
 
     /// Looks at the database in one snapshot.
@@ -158,6 +161,11 @@ async fn blocking<T: Send + 'static>(
         Ok(result) => result,
         Err(error) => Err(StoreError::Broken(error.to_string())),
     }
+}
+
+/// SQLite's own count, which leaves out what the asking connection has committed itself.
+fn version(connection: &Connection) -> Result<i64, StoreError> {
+    connection.query_row("PRAGMA data_version", [], |row| row.get(0)).map_err(StoreError::from)
 }
 
 /// A panic inside a job leaves the connection usable: its transaction is rolled back before the next one.

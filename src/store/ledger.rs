@@ -73,6 +73,17 @@ pub struct History {
     pub attempts: Vec<AttemptRow>,
 }
 
+/// What is still to be delivered to one hook.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outstanding {
+    /// The hook.
+    pub hook: String,
+    /// How many deliveries wait.
+    pub waiting: i64,
+    /// How many of them have not been attempted, or are being attempted.
+    pub untried: i64,
+}
+
 /// One row of `daemons`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DaemonRow {
@@ -191,21 +202,42 @@ impl Store {
         self.look(move |connection| history(connection, watch_id)).await
     }
 
-    /// How many deliveries of these watches wait, by hook; of all watches when absent.
-    pub async fn waiting_deliveries(&self, watches: Option<Vec<i64>>) -> Result<Vec<(String, i64)>, StoreError> {
+    /// What is still to be delivered of these watches, by hook.
+    pub async fn outstanding(&self, watches: Vec<i64>) -> Result<Vec<Outstanding>, StoreError> {
         self.look(move |connection| {
-            let only = watches.as_ref().map(serde_json::to_string).transpose();
-            let only = only.map_err(|error| StoreError::Broken(error.to_string()))?;
+            let only = serde_json::to_string(&watches).map_err(|error| StoreError::Broken(error.to_string()))?;
             let mut statement = connection.prepare_cached(
-                "SELECT hook, count(*) FROM deliveries
-                 WHERE state = 'waiting' AND (?1 IS NULL OR watch_id IN (SELECT value FROM json_each(?1)))
+                "SELECT hook, count(*), sum(attempts = 0 OR lease_until IS NOT NULL) FROM deliveries
+                 WHERE state = 'waiting' AND watch_id IN (SELECT value FROM json_each(?1))
                  GROUP BY hook ORDER BY hook",
             )?;
             let rows = statement.query_map([only], |row| {
                 let mut column = Columns { row, at: 0 };
-                Ok((column.text()?, column.next()?))
+                Ok(Outstanding { hook: column.text()?, waiting: column.next()?, untried: column.next()? })
             })?;
             Ok(rows.collect::<Result<_, _>>()?)
+        })
+        .await
+    }
+
+    /// Adapts the ledger to a configuration that names these hooks: what waits for another one is held, and what was
+    /// held for one of these is due again.
+    pub async fn adopt_hooks(&self, hooks: Vec<String>, now: Timestamp) -> Result<(), StoreError> {
+        self.write(move |connection| {
+            let hooks = serde_json::to_string(&hooks).map_err(|error| StoreError::Broken(error.to_string()))?;
+            connection.execute(
+                "UPDATE deliveries SET state = 'held', due_at = NULL,
+                     last_error = 'the configuration names no hook of this name'
+                 WHERE state = 'waiting' AND lease_until IS NULL
+                   AND hook NOT IN (SELECT value FROM json_each(?1))",
+                [&hooks],
+            )?;
+            connection.execute(
+                "UPDATE deliveries SET state = 'waiting', due_at = ?2
+                 WHERE state = 'held' AND hook IN (SELECT value FROM json_each(?1))",
+                params![hooks, now.as_millis()],
+            )?;
+            Ok(())
         })
         .await
     }

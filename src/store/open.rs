@@ -1,5 +1,6 @@
 //! Opening: pragmas, whose file it is, and migrations.
 
+use std::fs::OpenOptions;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -24,6 +25,7 @@ pub(super) fn open(path: &Path) -> Result<Store, StoreError> {
         std::fs::create_dir_all(directory)
             .map_err(|error| unusable(format!("its directory cannot be created: {error}")))?;
     }
+    create(path).map_err(|error| unusable(format!("it cannot be created: {error}")))?;
     let explain = |error: rusqlite::Error| unusable(explained(&error));
     let writer = connect(path).map_err(explain)?;
     migrate(&writer).map_err(unusable)?;
@@ -41,6 +43,16 @@ pub(super) fn open(path: &Path) -> Result<Store, StoreError> {
             queue: Mutex::new(commit::Queue::default()),
         }),
     })
+}
+
+/// SQLite would create it for its owner to write only, and the database is an interface: the umask decides.
+fn create(path: &Path) -> std::io::Result<()> {
+    match OpenOptions::new().write(true).create_new(true).open(path) {
+        Ok(_) => Ok(()),
+        // Whether an existing one can be used is for SQLite to say.
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(error),
+    }
 }
 
 fn connect(path: &Path) -> Result<Connection, rusqlite::Error> {

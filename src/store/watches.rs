@@ -32,6 +32,7 @@ pub struct NewWatch {
 }
 
 /// What `add` did with one asset.
+#[expect(missing_docs, reason = "each variant's sentence names its fields")]
 #[derive(Clone, Debug, PartialEq)]
 pub enum Added {
     /// There is a new watch.
@@ -135,14 +136,11 @@ impl Store {
         self.look(move |connection| list(connection, &filter)).await
     }
 
-    /// How many watches are in each state.
-    pub async fn counts(&self) -> Result<Vec<(State, i64)>, StoreError> {
+    /// How many watches wait.
+    pub async fn waiting(&self) -> Result<i64, StoreError> {
         self.look(|connection| {
-            let mut statement = connection.prepare_cached("SELECT count(*) FROM watches WHERE state = ?1")?;
-            State::ALL
-                .into_iter()
-                .map(|state| Ok((state, statement.query_row([state.as_str()], |row| row.get(0))?)))
-                .collect()
+            let sql = "SELECT count(*) FROM watches WHERE state = 'waiting'";
+            Ok(connection.prepare_cached(sql)?.query_row([], |row| row.get(0))?)
         })
         .await
     }

@@ -1,0 +1,295 @@
+//! The command line: what can be typed, and how answers are shown. What is done is done by `control`.
+
+mod check;
+mod output;
+mod progress;
+mod verbs;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+
+pub use check::check;
+pub use output::{Output, complain, exit, show_config};
+pub use progress::Progress;
+pub use verbs::{perform, print_waited, watches_for};
+
+use crate::config::Overrides;
+use crate::watch::State;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0    ok (wait: all `active`; with --any, the first that settled is)
+  1    something went wrong
+  2    wrong usage
+  3    wait: settled, but not all `active` (`censored`, `archive`, …)
+  4    wait: abandoned or cancelled
+  5    not authorized: the API refuses the key
+  78   bad configuration
+  124  wait: --timeout ran out
+  130  interrupted
+With several outcomes the first in the order 5, 4, 3, 124 wins.";
+
+/// Follows Affogato (RenderNet) assets until they are ready, and tells whoever waits for them.
+#[derive(Debug, Parser)]
+#[command(name = "assetwatch", version, after_help = EXIT_CODES, max_term_width = 100, propagate_version = true)]
+pub struct Cli {
+    /// What every command takes.
+    #[command(flatten)]
+    pub global: Global,
+    /// The verb.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What every command takes.
+#[derive(Args, Clone, Debug)]
+pub struct Global {
+    /// The configuration file [default: $ASSETWATCH_CONFIG, ~/.config/assetwatch/config.toml or
+    /// /etc/assetwatch/config.toml, the first that exists]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// The database file, over the configured one
+    #[arg(long, global = true, value_name = "PATH")]
+    pub database: Option<PathBuf>,
+    /// The API's address, over the configured one
+    #[arg(long, global = true, value_name = "URL")]
+    pub api_url: Option<String>,
+    /// Print JSON, one object a line
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Log more (-v: every change of state, -vv: every poll and attempt)
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+    /// Log errors only, and show no progress
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub quiet: bool,
+    /// When to use colour
+    #[arg(long, global = true, value_enum, default_value_t = Color::Auto, value_name = "WHEN")]
+    pub color: Color,
+}
+
+impl Global {
+    /// The part that the configuration takes.
+    pub fn overrides(&self) -> Overrides {
+        Overrides { config: self.config.clone(), database: self.database.clone(), api_url: self.api_url.clone() }
+    }
+}
+
+/// When to use colour.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Color {
+    /// On a terminal, unless NO_COLOR is set.
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
+}
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the daemon in the foreground (systemd runs this)
+    Run,
+    /// Start watching assets
+    #[command(
+        after_help = "Examples:\n  assetwatch add ast_1 ast_2\n  upload *.mp4 | assetwatch add - --patience 2h\n  \
+        assetwatch add ast_1 --metadata '{\"post\": 7}'\n\nGood ids are added and bad ones named; then the exit code is 1."
+    )]
+    Add(Add),
+    /// Block until assets have settled; adds them if need be
+    #[command(after_help = "Examples:\n  assetwatch wait ast_1 ast_2 && ./publish.sh\n  \
+        URL=$(assetwatch wait ast_1 --output url)\n  assetwatch wait ast_1 ast_2 --any --timeout 10m\n\n\
+        Beside a running daemon it only looks; alone it polls by itself and makes the first attempt of each delivery.")]
+    Wait(Wait),
+    /// List watches, newest first
+    #[command(after_help = "Examples:\n  assetwatch list --state waiting\n  assetwatch list --status censored --json")]
+    List(List),
+    /// Show an asset's watch, its events, deliveries and attempts, and why each hook was or was not told
+    Show(One),
+    /// Stop following assets
+    Cancel(Cancel),
+    /// Print what happened
+    #[command(after_help = "Examples:\n  assetwatch events --since 2h\n  assetwatch events --follow --json")]
+    Events(Events),
+    /// Check configuration, database, key (one real request) and hooks; each line is ok or says what to change
+    Check,
+    /// The configuration
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// See it work without a key: a simulated API, the daemon and two hooks on loopback
+    Demo(Demo),
+    /// Print completions for a shell
+    Completions {
+        /// The shell
+        #[arg(value_enum)]
+        shell: clap_complete::Shell,
+    },
+    /// Print a manual page (troff)
+    Man {
+        /// The command to print the page of [default: assetwatch itself]
+        command: Option<String>,
+    },
+}
+
+/// `add`
+#[derive(Args, Debug)]
+pub struct Add {
+    /// Asset ids; `-` reads them from stdin, one a line
+    #[arg(required = true, value_name = "ID")]
+    pub ids: Vec<String>,
+    /// The account (API key) to poll with
+    #[arg(long, value_name = "NAME", default_value = "default")]
+    pub account: String,
+    /// The longest to follow them, e.g. `2h` [default: the configured one]
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub patience: Option<Duration>,
+    /// JSON that is handed on with every event, at most 16 KiB
+    #[arg(long, value_name = "JSON", value_parser = metadata)]
+    pub metadata: Option<String>,
+    /// A name for what belongs together
+    #[arg(long, value_name = "NAME", value_parser = batch)]
+    pub batch: Option<String>,
+    /// Watch assets that have settled once more
+    #[arg(long)]
+    pub again: bool,
+}
+
+/// `wait`
+#[derive(Args, Debug)]
+pub struct Wait {
+    /// Asset ids; `-` reads them from stdin, one a line
+    #[arg(required = true, value_name = "ID")]
+    pub ids: Vec<String>,
+    /// The account (API key) to poll with
+    #[arg(long, value_name = "NAME", default_value = "default")]
+    pub account: String,
+    /// The longest to wait, e.g. `10m`; then the exit code is 124
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub timeout: Option<Duration>,
+    /// Be content with the first that ends
+    #[arg(long)]
+    pub any: bool,
+    /// What to print of each asset, one line each, in the order of the ids
+    #[arg(long, value_enum, value_name = "WHAT")]
+    pub output: Option<WaitOutput>,
+}
+
+/// What `wait` prints of each asset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum WaitOutput {
+    /// The status; the watch's state where it has not settled.
+    Status,
+    /// The URL; an empty line where there is none.
+    Url,
+    /// The whole watch.
+    Json,
+}
+
+/// `list`
+#[derive(Args, Debug)]
+pub struct List {
+    /// Only watches in this state
+    #[arg(long, value_name = "STATE", value_parser = state)]
+    pub state: Option<State>,
+    /// Only assets with this status
+    #[arg(long, value_name = "STATUS")]
+    pub status: Option<String>,
+    /// Only watches of this batch
+    #[arg(long, value_name = "NAME")]
+    pub batch: Option<String>,
+    /// Only watches of this account
+    #[arg(long, value_name = "NAME")]
+    pub account: Option<String>,
+    /// At most so many [default: 50 on a terminal, else all]
+    #[arg(long, value_name = "N")]
+    pub limit: Option<u32>,
+}
+
+/// `show`
+#[derive(Args, Debug)]
+pub struct One {
+    /// The asset's id
+    #[arg(value_name = "ID")]
+    pub id: String,
+    /// The account, where several watch this asset
+    #[arg(long, value_name = "NAME")]
+    pub account: Option<String>,
+}
+
+/// `cancel`
+#[derive(Args, Debug)]
+pub struct Cancel {
+    /// Asset ids; `-` reads them from stdin, one a line
+    #[arg(required = true, value_name = "ID")]
+    pub ids: Vec<String>,
+    /// The account, where several watch an asset
+    #[arg(long, value_name = "NAME")]
+    pub account: Option<String>,
+}
+
+/// `events`
+#[derive(Args, Debug)]
+pub struct Events {
+    /// Go on with what happens from now on
+    #[arg(long, short)]
+    pub follow: bool,
+    /// Only what happened since then: an instant (RFC 3339) or a time ago, e.g. `2h`
+    #[arg(long, value_name = "WHEN")]
+    pub since: Option<String>,
+}
+
+/// `config`
+#[derive(Clone, Copy, Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Print each setting, and where its value comes from
+    Show,
+}
+
+/// `demo`
+#[derive(Args, Clone, Copy, Debug)]
+pub struct Demo {
+    /// Stay when all has settled, until interrupted, with the files for a look
+    #[arg(long)]
+    pub keep: bool,
+}
+
+/// The command line as clap knows it, for completions and manual pages.
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(Duration::ZERO) => Err("it must be longer than nothing".into()),
+        Ok(duration) => Ok(duration),
+        Err(error) => Err(format!("{error}; write it like `90s`, `10m` or `2h 30m`")),
+    }
+}
+
+fn metadata(text: &str) -> Result<String, String> {
+    crate::control::check_metadata(text).map(|()| text.to_owned())
+}
+
+fn batch(text: &str) -> Result<String, String> {
+    match text.chars().count() {
+        1..=128 if !text.chars().any(char::is_control) => Ok(text.to_owned()),
+        _ => Err("a batch's name has 1 to 128 characters, none of them a control character".into()),
+    }
+}
+
+fn state(text: &str) -> Result<State, String> {
+    State::parse(text).ok_or_else(|| format!("it must be one of {}", State::ALL.map(State::as_str).join(", ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        command().debug_assert();
+    }
+}

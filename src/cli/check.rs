@@ -1,0 +1,218 @@
+//! `check`: everything that a run depends on, each thing ok or with what to change.
+
+use std::path::Path;
+
+use serde::Serialize;
+
+use super::output::{Output, exit, plain};
+use crate::api::Api;
+use crate::clock::Clock;
+use crate::config::{Account, Hook, Settings, Target};
+use crate::control::Control;
+use crate::decide::Observation;
+use crate::hook::Hooks;
+use crate::store::{Store, StoreError};
+
+/// No asset has this id; whoever answers that it is missing has looked, and so has accepted the key.
+const NOBODY: &str = "assetwatch-check";
+
+/// How one thing stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Finding {
+    Ok,
+    /// It works, and somebody may be surprised.
+    Note,
+    /// It has to be changed.
+    Bad,
+    /// The API refuses the key.
+    Unauthorized,
+}
+
+#[derive(Serialize)]
+struct Line {
+    what: String,
+    finding: Finding,
+    says: String,
+}
+
+/// Checks everything and prints a line for each thing.
+///
+/// # Errors
+/// When stdout is closed.
+pub async fn check(settings: &Settings, output: Output) -> anyhow::Result<u8> {
+    let mut lines = vec![configuration(settings)];
+    lines.extend(settings.warnings.iter().map(|warning| line("configuration", Finding::Note, warning.clone())));
+    lines.extend(database(settings).await);
+    for account in &settings.accounts {
+        lines.push(key(account).await);
+    }
+    lines.extend(settings.hooks.iter().map(hook));
+    if settings.hooks.is_empty() {
+        lines.push(line("hooks", Finding::Note, "none are configured: nobody is told when an asset settles".into()));
+    }
+    let mut code = exit::OK;
+    for line in &lines {
+        print(line, output)?;
+        code = match line.finding {
+            Finding::Ok | Finding::Note => code,
+            Finding::Bad => code.max(exit::FAILURE),
+            Finding::Unauthorized => exit::UNAUTHORIZED,
+        };
+    }
+    Ok(code)
+}
+
+fn line(what: &str, finding: Finding, says: String) -> Line {
+    Line { what: what.into(), finding, says }
+}
+
+fn print(line: &Line, output: Output) -> std::io::Result<()> {
+    if output.json {
+        return output.object(line);
+    }
+    let (word, color) = match line.finding {
+        Finding::Ok => ("ok", 32),
+        Finding::Note => ("note", 33),
+        Finding::Bad | Finding::Unauthorized => ("BAD", 31),
+    };
+    let word = if output.color { format!("\x1b[{color}m{word:<4}\x1b[0m") } else { format!("{word:<4}") };
+    output.line(&format!("{word} {:<20} {}", line.what, plain(&line.says)))
+}
+
+fn configuration(settings: &Settings) -> Line {
+    let says = match &settings.file {
+        Some(file) => file.display().to_string(),
+        None => "no file, which is fine: defaults and the environment".into(),
+    };
+    line("configuration", Finding::Ok, says)
+}
+
+async fn database(settings: &Settings) -> Vec<Line> {
+    let store = match Store::open(&settings.database).await {
+        Ok(store) => store,
+        Err(error) => return vec![line("database", Finding::Bad, error.to_string())],
+    };
+    let control = Control { store, clock: Clock::system(), subscriptions: Vec::new() };
+    let unusable = |error: StoreError| line("database", Finding::Bad, error.to_string());
+    let mut lines = match written(&control).await {
+        Ok(waiting) => {
+            let says = format!("{}: writable, {waiting} watches wait", settings.database.display());
+            vec![line("database", Finding::Ok, says)]
+        }
+        Err(error) => vec![unusable(error)],
+    };
+    lines.push(match control.daemon_is_alive().await {
+        Ok(true) => line("daemon", Finding::Ok, "running on this database".into()),
+        Ok(false) => {
+            line("daemon", Finding::Note, "none is running on this database; start it with `assetwatch run`".into())
+        }
+        Err(error) => unusable(error),
+    });
+    for name in control.store.waiting_accounts().await.unwrap_or_default() {
+        if !settings.accounts.iter().any(|account| account.name == name) {
+            let says = format!("watches wait for it, and nothing polls them; add `[accounts.{name}]`, or cancel them");
+            lines.push(line(&format!("account {name}"), Finding::Bad, says));
+        }
+    }
+    lines
+}
+
+/// An empty write shows that the file can be written to.
+async fn written(control: &Control) -> Result<i64, StoreError> {
+    control.store.add(Vec::new(), false, control.clock.now()).await?;
+    control.store.waiting().await
+}
+
+/// One real request.
+async fn key(account: &Account) -> Line {
+    let what = format!("account {}", account.name);
+    let bad = |says: String| line(&what, Finding::Bad, says);
+    let key = match account.key.read(|name| std::env::var_os(name)) {
+        Ok(key) => key,
+        Err(error) => return bad(error.to_string()),
+    };
+    let api = match Api::new(&account.url, key.expose(), account.timeout, Clock::system()) {
+        Ok(api) => api,
+        Err(error) => return bad(error.to_string()),
+    };
+    let url = &account.url;
+    match api.poll(NOBODY).await {
+        Observation::Answered { .. } | Observation::Missing { .. } | Observation::Rejected { .. } => {
+            line(&what, Finding::Ok, format!("{url} answers, and accepts the key"))
+        }
+        Observation::Throttled { error, .. } => {
+            line(&what, Finding::Note, format!("{url} answers, but asks to wait: {error}"))
+        }
+        Observation::Unusable { error } if !error.starts_with("the API answered 3") => {
+            line(&what, Finding::Ok, format!("{url} answers, and accepts the key ({error})"))
+        }
+        Observation::Unusable { error } => {
+            bad(format!("{error}; redirects are not followed, put the address that it names into `api.url`"))
+        }
+        Observation::Unauthorized { error } | Observation::Forbidden { error } => {
+            let says =
+                format!("{error}; the key is refused, put a valid one where `config show` says that it comes from");
+            line(&what, Finding::Unauthorized, says)
+        }
+        Observation::Unpaid { error } => {
+            line(&what, Finding::Unauthorized, format!("{error}; the account has to be paid"))
+        }
+        Observation::Unavailable { error } => bad(format!("{url}: {error}; look at `api.url` and at the network")),
+        Observation::Unaskable { error } => bad(error),
+    }
+}
+
+fn hook(hook: &Hook) -> Line {
+    let name = &hook.subscription.hook;
+    let what = format!("hook {name}");
+    if let Err(error) = Hooks::new(std::slice::from_ref(hook), |name| std::env::var_os(name)) {
+        return line(&what, Finding::Bad, error.to_string());
+    }
+    let span = hook.schedule.iter().sum::<std::time::Duration>().mul_f64(1.2);
+    let hours = span.as_secs() / 3_600;
+    let tries = format!("at most {} attempts over up to {hours} h", hook.schedule.len() + 1);
+    let (finding, says) = match &hook.target {
+        Target::Webhook { url, secrets } => {
+            let at = url.host_str().unwrap_or_default();
+            match (secrets, url.scheme()) {
+                (None, _) => (
+                    Finding::Note,
+                    format!(
+                        "webhook to {at}, unsigned: add `secret_file`, so that the receiver can verify it; {tries}"
+                    ),
+                ),
+                (Some(_), "http") if !is_private(url) => (
+                    Finding::Note,
+                    format!("webhook to {at} over plain http: everybody on the way can read it; {tries}"),
+                ),
+                (Some(_), _) => (Finding::Ok, format!("webhook to {at}, signed; {tries}")),
+            }
+        }
+        Target::Command(command) => {
+            let program = command.argv.first().map(String::as_str).unwrap_or_default();
+            let templated = command.argv.iter().skip(1).any(|argument| argument.contains('{'))
+                && command.argv.iter().any(|argument| argument == "-c");
+            match () {
+                () if !Path::new(program).exists() => (Finding::Bad, format!("{program} does not exist")),
+                () if templated => (
+                    Finding::Note,
+                    format!(
+                        "command {program}: an argument contains `{{`; nothing is filled in there, use \"$HOOK_URL\" and its like; {tries}"
+                    ),
+                ),
+                () => (Finding::Ok, format!("command {program}; {tries}")),
+            }
+        }
+    };
+    line(&what, finding, says)
+}
+
+fn is_private(url: &url::Url) -> bool {
+    match url.host() {
+        Some(url::Host::Ipv4(address)) => address.is_private() || address.is_loopback(),
+        Some(url::Host::Ipv6(address)) => address.is_loopback() || address.is_unique_local(),
+        Some(url::Host::Domain(name)) => name == "localhost" || !name.contains('.'),
+        None => false,
+    }
+}

@@ -1,0 +1,154 @@
+//! How things are printed: data to stdout, tables on a terminal, JSON for machines.
+
+use std::io::{self, IsTerminal, Write};
+
+use comfy_table::{ContentArrangement, Table, presets};
+use serde::Serialize;
+
+use super::{Color, Global};
+use crate::clock::Timestamp;
+use crate::config::Settings;
+use crate::watch::{State, Watch};
+
+/// Exit codes, as the help lists them.
+pub mod exit {
+    /// Ok.
+    pub const OK: u8 = 0;
+    /// Something went wrong.
+    pub const FAILURE: u8 = 1;
+    /// Settled, but not all `active`.
+    pub const NOT_ACTIVE: u8 = 3;
+    /// Abandoned or cancelled.
+    pub const NOT_SETTLED: u8 = 4;
+    /// Not authorized.
+    pub const UNAUTHORIZED: u8 = 5;
+    /// Bad configuration (sysexits' EX_CONFIG; the unit file does not restart on it).
+    pub const CONFIGURATION: u8 = 78;
+    /// `--timeout` ran out, as with coreutils' `timeout`.
+    pub const TIMED_OUT: u8 = 124;
+    /// Interrupted, as with a shell.
+    pub const INTERRUPTED: u8 = 130;
+}
+
+/// Where and how to print.
+#[derive(Clone, Copy, Debug)]
+pub struct Output {
+    /// One JSON object a line.
+    pub json: bool,
+    /// Nothing but data and errors.
+    pub quiet: bool,
+    /// Colour on stdout.
+    pub color: bool,
+    /// Whether a person looks at stdout.
+    pub terminal: bool,
+}
+
+impl Output {
+    /// What the options and the terminal say.
+    pub fn new(global: &Global) -> Self {
+        let terminal = io::stdout().is_terminal();
+        let wanted = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+        let color = match global.color {
+            Color::Auto => terminal && wanted,
+            Color::Always => true,
+            Color::Never => false,
+        };
+        Self { json: global.json, quiet: global.quiet, color, terminal }
+    }
+
+    /// Prints a line of data.
+    ///
+    /// # Errors
+    /// When stdout is closed.
+    pub fn line(&self, text: &str) -> io::Result<()> {
+        writeln!(io::stdout().lock(), "{text}")
+    }
+
+    /// Prints an object as one line of JSON.
+    ///
+    /// # Errors
+    /// When stdout is closed.
+    pub fn object(&self, value: &impl Serialize) -> io::Result<()> {
+        let mut stdout = io::stdout().lock();
+        serde_json::to_writer(&mut stdout, value)?;
+        writeln!(stdout)
+    }
+
+    /// Prints rows: a table on a terminal, else without a head and with tabs, for `cut` and `awk`.
+    ///
+    /// # Errors
+    /// When stdout is closed.
+    pub fn rows(&self, head: &[&str], rows: Vec<Vec<String>>) -> io::Result<()> {
+        if !self.terminal {
+            return rows.iter().try_for_each(|row| self.line(&row.join("\t")));
+        }
+        let mut table = Table::new();
+        table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
+        table.set_header(head.iter().map(|name| name.to_uppercase()));
+        table.add_rows(rows);
+        self.line(&table.trim_fmt())
+    }
+
+    /// Tells a person something that is not data.
+    pub fn say(&self, text: &str) {
+        if !self.quiet {
+            note(text);
+        }
+    }
+}
+
+/// Prints each setting and where its value comes from.
+///
+/// # Errors
+/// When stdout is closed.
+pub fn show_config(settings: &Settings, output: Output) -> anyhow::Result<u8> {
+    let entries = &settings.entries;
+    if output.json {
+        for entry in entries {
+            output.object(&serde_json::json!({
+                "key": entry.key, "value": entry.value, "origin": entry.origin.to_string(),
+            }))?;
+        }
+        return Ok(exit::OK);
+    }
+    let rows = entries.iter().map(|entry| vec![entry.key.clone(), plain(&entry.value), entry.origin.to_string()]);
+    output.rows(&["key", "value", "from"], rows.collect())?;
+    Ok(exit::OK)
+}
+
+/// Names a problem.
+pub fn complain(text: &str) {
+    note(&format!("assetwatch: {text}"));
+}
+
+/// A line to stderr; whoever has closed it does not want to know.
+pub fn note(text: &str) {
+    let _ = writeln!(io::stderr().lock(), "{text}");
+}
+
+/// Foreign text for a terminal: control characters would be obeyed.
+pub fn plain(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}
+
+/// The latest word on a watch: the API's for one that waits or has settled, else ours.
+pub fn word(watch: &Watch) -> String {
+    let status = watch.asset.status.as_deref();
+    match watch.state {
+        State::Settled => plain(status.unwrap_or("settled")),
+        State::Waiting => plain(status.unwrap_or("waiting")),
+        State::Abandoned => format!("abandoned ({})", watch.reason.map_or("", crate::watch::Reason::as_str)),
+        State::Cancelled => "cancelled".into(),
+    }
+}
+
+/// One line about a watch: `ast_1 active https://…`.
+pub fn summary(watch: &Watch) -> String {
+    let url = watch.asset.url.as_deref().filter(|_| watch.state == State::Settled).map(plain);
+    [Some(plain(&watch.asset_id)), Some(word(watch)), url].into_iter().flatten().collect::<Vec<_>>().join(" ")
+}
+
+/// The time from `earlier` to `later` in whole seconds, for people.
+pub fn span(earlier: Timestamp, later: Timestamp) -> String {
+    humantime::format_duration(std::time::Duration::from_secs(later.since(earlier).as_secs())).to_string()
+}

@@ -1,0 +1,357 @@
+//! The verbs that need no daemon: they open the database directly, so they work while it is down.
+
+use std::io::{self, BufRead};
+use std::time::{Duration, SystemTime};
+
+use super::output::{Output, complain, exit, plain, span, summary, word};
+use super::{Add, Cancel, Command, Events, List, One, WaitOutput};
+use crate::clock::Timestamp;
+use crate::control::{AddOptions, AddOutcome, AddResult, Cancelled, Control, Shown};
+use crate::store::{EventRow, Filter};
+use crate::watch::{State, Watch};
+
+/// Ids are read from stdin and added in portions of this size.
+const PORTION: usize = 10_000;
+/// Rows are read in pages of this size.
+const PAGE: u32 = 1_000;
+/// What `list` shows on a terminal unless told otherwise.
+const SCREENFUL: u32 = 50;
+/// How often `events --follow` looks.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// Does what `command` asks for, and returns the exit code. `run`, `wait`, `demo` and the verbs that need no database are
+/// somebody else's.
+///
+/// # Errors
+/// When the database fails or stdout is closed.
+pub async fn perform(command: Command, control: &Control, output: Output) -> anyhow::Result<u8> {
+    match command {
+        Command::Add(args) => add(args, control, output).await,
+        Command::List(args) => list(args, control, output).await,
+        Command::Show(args) => show(args, control, output).await,
+        Command::Cancel(args) => cancel(args, control, output).await,
+        Command::Events(args) => events(args, control, output).await,
+        Command::Run
+        | Command::Wait(_)
+        | Command::Check
+        | Command::Config(_)
+        | Command::Demo(_)
+        | Command::Completions { .. }
+        | Command::Man { .. } => anyhow::bail!("this command is not a verb of the database"),
+    }
+}
+
+/// The ids of the arguments; for a `-` among them the lines of stdin. A line that is not UTF-8 is an id that `add` refuses.
+pub fn ids(arguments: Vec<String>) -> Box<dyn Iterator<Item = io::Result<String>>> {
+    Box::new(arguments.into_iter().flat_map(|argument| -> Box<dyn Iterator<Item = io::Result<String>>> {
+        if argument != "-" {
+            return Box::new(std::iter::once(Ok(argument)));
+        }
+        let lines = io::BufReader::new(io::stdin()).split(b'\n').map(|line| {
+            line.map(|line| String::from_utf8_lossy(line.strip_suffix(b"\r").unwrap_or(&line)).into_owned())
+        });
+        Box::new(lines.filter(|line| !matches!(line, Ok(line) if line.is_empty())))
+    }))
+}
+
+async fn add(args: Add, control: &Control, output: Output) -> anyhow::Result<u8> {
+    let options = AddOptions {
+        account: args.account,
+        patience: args.patience,
+        metadata: args.metadata,
+        batch: args.batch,
+        again: args.again,
+    };
+    let mut ids = ids(args.ids);
+    let mut good = true;
+    loop {
+        let portion = ids.by_ref().take(PORTION).collect::<Result<Vec<_>, _>>()?;
+        if portion.is_empty() {
+            return Ok(if good { exit::OK } else { exit::FAILURE });
+        }
+        for result in control.add(portion, &options).await? {
+            good &= result.error.is_none();
+            print_added(&result, output)?;
+        }
+    }
+}
+
+fn print_added(result: &AddResult, output: Output) -> io::Result<()> {
+    if output.json {
+        return output.object(result);
+    }
+    let id = plain(&result.asset_id);
+    if let Some(error) = &result.error {
+        complain(&format!("{id:?}: {error}"));
+        return Ok(());
+    }
+    match (&result.watch, result.result) {
+        (Some(watch), AddOutcome::Watching) => output.line(&format!("watching {id} since {}", watch.created_at)),
+        (Some(watch), AddOutcome::Settled) => {
+            output.line(&format!("settled {}; `--again` watches it once more", summary(watch)))
+        }
+        _ => output.line(&format!("added {id}")),
+    }
+}
+
+async fn list(args: List, control: &Control, output: Output) -> anyhow::Result<u8> {
+    let screen = output.terminal && !output.json;
+    let limit = args.limit.or(screen.then_some(SCREENFUL));
+    let mut filter = Filter {
+        state: args.state,
+        status: args.status,
+        batch: args.batch,
+        account: args.account,
+        ..Filter::default()
+    };
+    let mut left = limit.unwrap_or(u32::MAX);
+    let mut more = false;
+    while left > 0 {
+        // One more than asked for tells whether there are more.
+        let page = left.min(PAGE);
+        filter.limit = Some(page.saturating_add(1));
+        let mut watches = control.list(filter.clone()).await?;
+        more = watches.len() > page as usize;
+        watches.truncate(page as usize);
+        left -= u32::try_from(watches.len()).unwrap_or(left);
+        filter.before = watches.last().map(|watch| watch.id);
+        print_watches(&watches, control.clock.now(), output)?;
+        if !more {
+            break;
+        }
+    }
+    if more && args.limit.is_none() {
+        output.say(&format!("The newest {SCREENFUL}; `--limit N` shows more."));
+    }
+    for account in control.store.accounts().await?.into_iter().filter(|account| account.closure.is_some()) {
+        let (name, why) = (account.name, account.closure.unwrap_or_default());
+        output.say(&format!("Account {name} is not polled: {why}. {}", plain(&account.last_error.unwrap_or_default())));
+    }
+    Ok(exit::OK)
+}
+
+fn print_watches(watches: &[Watch], now: Timestamp, output: Output) -> io::Result<()> {
+    if output.json {
+        return watches.iter().try_for_each(|watch| output.object(watch));
+    }
+    let rows = watches
+        .iter()
+        .map(|watch| {
+            let next = watch.due_at.map(|due| if due > now { span(now, due) } else { "now".into() });
+            vec![
+                plain(&watch.asset_id),
+                watch.state.to_string(),
+                plain(watch.asset.status.as_deref().unwrap_or("-")),
+                watch.polls.to_string(),
+                span(watch.created_at, watch.settled_at.unwrap_or(now)),
+                next.unwrap_or_else(|| "-".into()),
+                plain(watch.asset.url.as_deref().or(watch.last_error.as_deref()).unwrap_or("-")),
+            ]
+        })
+        .collect();
+    output.rows(&["asset", "state", "status", "polls", "age", "next poll", "url or error"], rows)
+}
+
+async fn show(args: One, control: &Control, output: Output) -> anyhow::Result<u8> {
+    let Some(shown) = control.show(&args.id, args.account.as_deref()).await? else {
+        complain(&format!("{}: never watched; `assetwatch add` starts to", plain(&args.id)));
+        return Ok(exit::FAILURE);
+    };
+    if output.json {
+        output.object(&shown)?
+    } else {
+        print_shown(&shown, output)?
+    }
+    Ok(exit::OK)
+}
+
+fn print_shown(shown: &Shown, output: Output) -> io::Result<()> {
+    let Shown { watch, account_closed, history, hooks } = shown;
+    let instant = |at: Option<Timestamp>| at.map(|at| at.to_string());
+    let number = |number: Option<i64>| number.map(|number| number.to_string());
+    let fields = [
+        ("asset", Some(plain(&watch.asset_id))),
+        ("state", Some(word(watch))),
+        ("account", Some(plain(&watch.account))),
+        ("url", watch.asset.url.as_deref().map(plain)),
+        ("type", watch.asset.kind.as_deref().map(plain)),
+        ("width", number(watch.asset.width)),
+        ("height", number(watch.asset.height)),
+        ("duration", number(watch.asset.duration)),
+        ("frames", number(watch.asset.frames)),
+        ("batch", watch.batch.as_deref().map(plain)),
+        ("metadata", watch.metadata.as_deref().map(plain)),
+        ("polls", Some(watch.polls.to_string())),
+        ("last error", watch.last_error.as_deref().map(plain)),
+        ("added", instant(Some(watch.created_at))),
+        ("first polled", instant(watch.first_polled_at)),
+        ("processing", instant(watch.processing_at)),
+        ("last polled", instant(watch.last_polled_at)),
+        ("next poll", instant(watch.due_at.filter(|due| due.as_millis() > 0))),
+        ("ended", instant(watch.settled_at)),
+    ];
+    for (name, value) in fields {
+        if let Some(value) = value {
+            output.line(&format!("{name:<13} {value}"))?;
+        }
+    }
+    if let Some(row) = account_closed {
+        let why = plain(row.last_error.as_deref().unwrap_or_default());
+        output.line(&format!(
+            "{:<13} not polled: {} ({why})",
+            "account",
+            row.closure.as_deref().unwrap_or_default()
+        ))?;
+    }
+    for event in &history.events {
+        output.line(&format!("\nevent {} {} at {}", plain(&event.event_type), event.id, event.created_at))?;
+        for delivery in history.deliveries.iter().filter(|delivery| delivery.event_id == event.id) {
+            let state = delivery.state.as_str();
+            output.line(&format!("  delivery {} to {}: {state}", delivery.id, plain(&delivery.hook)))?;
+            for attempt in history.attempts.iter().filter(|attempt| attempt.delivery_id == delivery.id) {
+                let outcome = attempt.outcome.as_deref().unwrap_or("under way");
+                let code = attempt.code.map(|code| format!(" ({code})")).unwrap_or_default();
+                let error = attempt.error.as_deref().map(|error| format!(": {}", plain(error))).unwrap_or_default();
+                output.line(&format!("    {} {} {outcome}{code}{error}", attempt.number, attempt.started_at))?;
+                print_kept("stdout or answer", attempt.output.as_deref(), output)?;
+                print_kept("stderr", attempt.errors.as_deref(), output)?;
+            }
+        }
+    }
+    if !hooks.is_empty() {
+        output.line("")?;
+    }
+    hooks.iter().try_for_each(|told| output.line(&format!("hook {}: {}", told.hook, plain(&told.why))))
+}
+
+/// What a receiver or a command said: shown line by line, and never obeyed.
+fn print_kept(name: &str, kept: Option<&str>, output: Output) -> io::Result<()> {
+    let Some(kept) = kept else { return Ok(()) };
+    output.line(&format!("      {name}:"))?;
+    kept.lines().try_for_each(|line| output.line(&format!("        {}", plain(line))))
+}
+
+async fn cancel(args: Cancel, control: &Control, output: Output) -> anyhow::Result<u8> {
+    let mut good = true;
+    for id in ids(args.ids) {
+        let id = id?;
+        let shown = plain(&id);
+        match control.cancel(&id, args.account.as_deref()).await? {
+            Cancelled::Now(watch) if output.json => output.object(&watch)?,
+            Cancelled::Now(_) => output.line(&format!("cancelled {shown}"))?,
+            Cancelled::Ended(watch) => {
+                good = false;
+                complain(&format!("{shown}: not cancelled, it had ended: {}", word(&watch)));
+            }
+            Cancelled::Unknown => {
+                good = false;
+                complain(&format!("{shown}: never watched"));
+            }
+        }
+    }
+    Ok(if good { exit::OK } else { exit::FAILURE })
+}
+
+async fn events(args: Events, control: &Control, output: Output) -> anyhow::Result<u8> {
+    let since = match &args.since {
+        Some(text) => instant(text, control.clock.now())?,
+        None if args.follow => control.clock.now(),
+        None => Timestamp::from_millis(i64::MIN),
+    };
+    let mut after = 0;
+    loop {
+        let version = control.store.version().await?;
+        loop {
+            let events = control.events(after, since, PAGE).await?;
+            let Some(last) = events.last() else { break };
+            after = last.seq;
+            events.iter().try_for_each(|event| print_event(event, output))?;
+        }
+        if !args.follow {
+            return Ok(exit::OK);
+        }
+        while control.store.version().await? == version {
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+}
+
+fn print_event(event: &EventRow, output: Output) -> io::Result<()> {
+    if output.json {
+        return output.object(event);
+    }
+    let body: serde_json::Value = serde_json::from_str(&event.body).unwrap_or_default();
+    let field = |name: &str| body["data"][name].as_str().map(plain).unwrap_or_default();
+    let (asset, url) = (field("asset_id"), field("url"));
+    output.line(format!("{} {} {asset} {url}", event.created_at, plain(&event.event_type)).trim_end())
+}
+
+/// An instant: RFC 3339, or a time ago.
+fn instant(text: &str, now: Timestamp) -> anyhow::Result<Timestamp> {
+    if let Ok(instant) = text.parse() {
+        return Ok(instant);
+    }
+    let ago = humantime::parse_duration(text).map_err(|_| {
+        anyhow::anyhow!("--since {text:?}: it must be an instant like `2026-09-21T10:00:00Z` or a time ago like `2h`")
+    })?;
+    Ok(now.as_system_time().checked_sub(ago).unwrap_or(SystemTime::UNIX_EPOCH).into())
+}
+
+/// Watches for assets that are waited for: those that are there, and new ones for the rest.
+///
+/// # Errors
+/// When one of the ids is none; nothing is waited for then.
+pub async fn watches_for(arguments: Vec<String>, account: &str, control: &Control) -> anyhow::Result<Vec<i64>> {
+    let ids = ids(arguments).collect::<Result<Vec<_>, _>>()?;
+    let options = AddOptions { account: account.into(), ..AddOptions::default() };
+    let mut watches = Vec::with_capacity(ids.len());
+    for result in control.add(ids, &options).await? {
+        match result.watch {
+            Some(watch) if !watches.contains(&watch.id) => watches.push(watch.id),
+            Some(_) => {}
+            None => anyhow::bail!("{:?}: {}", plain(&result.asset_id), result.error.unwrap_or_default()),
+        }
+    }
+    Ok(watches)
+}
+
+/// Prints what was waited for.
+///
+/// # Errors
+/// When stdout is closed.
+pub fn print_waited(watches: &[Watch], what: Option<WaitOutput>, output: Output) -> io::Result<()> {
+    for watch in watches {
+        match what {
+            Some(WaitOutput::Json) => output.object(watch)?,
+            None if output.json => output.object(watch)?,
+            None => output.line(&summary(watch))?,
+            Some(WaitOutput::Url) => {
+                let url = watch.asset.url.as_deref().filter(|_| watch.state == State::Settled);
+                output.line(&plain(url.unwrap_or_default()))?;
+            }
+            Some(WaitOutput::Status) => {
+                let status = watch.asset.status.as_deref().filter(|_| watch.state == State::Settled);
+                output.line(&plain(status.unwrap_or(watch.state.as_str())))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn instants_are_given_absolutely_or_as_a_time_ago() {
+        let now: Timestamp = "2026-09-21T10:00:00Z".parse().unwrap();
+        for (text, expected) in [
+            ("2026-09-20T00:00:00Z", "2026-09-20T00:00:00.000Z"),
+            ("2h 30m", "2026-09-21T07:30:00.000Z"),
+            ("9999y", "1970-01-01T00:00:00.000Z"),
+        ] {
+            assert_eq!(instant(text, now).unwrap().to_string(), expected, "{text}");
+        }
+        assert!(instant("yesterday", now).is_err());
+    }
+}

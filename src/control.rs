@@ -1,0 +1,287 @@
+//! The verbs, once: what the command line and later the HTTP interface do to watches.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::clock::{Clock, Timestamp};
+use crate::decide;
+use crate::delivery::{Event, Fact, Subscription, Telling};
+use crate::store::{AccountRow, Added, EventRow, Filter, History, NewWatch, Store, StoreError};
+use crate::watch::{LONGEST_METADATA, State, Watch, check_asset_id};
+
+/// A daemon whose latest sign of life is older is taken for dead.
+const FRESH: Duration = Duration::from_secs(20);
+/// Added in one transaction, so that a million ids neither hold the lock nor sync once each.
+const ADDED_AT_ONCE: usize = 2_000;
+
+/// Does what an operator asks for.
+#[derive(Clone)]
+pub struct Control {
+    /// The truth.
+    pub store: Store,
+    /// What time it is.
+    pub clock: Clock,
+    /// Who is told when a watch is cancelled.
+    pub subscriptions: Vec<Subscription>,
+}
+
+/// The options of `add`, for all ids of one call.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AddOptions {
+    /// The account to poll with.
+    pub account: String,
+    /// Their own patience.
+    pub patience: Option<Duration>,
+    /// The caller's JSON, checked by [`check_metadata`].
+    pub metadata: Option<String>,
+    /// The batch that they belong to.
+    pub batch: Option<String>,
+    /// Whether an asset that has settled is watched once more.
+    pub again: bool,
+}
+
+/// What `add` did with one id. As JSON it has `asset_id`, `result`, and `watch` or `error`.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct AddResult {
+    /// The id as it was given.
+    pub asset_id: String,
+    /// In one word.
+    pub result: AddOutcome,
+    /// Its newest watch, where there is one.
+    pub watch: Option<Box<Watch>>,
+    /// Why it was not added.
+    pub error: Option<String>,
+}
+
+/// What `add` did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AddOutcome {
+    /// It is watched now.
+    Added,
+    /// It was being watched already.
+    Watching,
+    /// It has settled before.
+    Settled,
+    /// It is being watched with other options.
+    Conflict,
+    /// Its id is none.
+    Refused,
+}
+
+/// A watch with everything that was told about it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Shown {
+    /// The watch.
+    pub watch: Watch,
+    /// Its account, when that is not polled.
+    pub account_closed: Option<AccountRow>,
+    /// Events, deliveries, attempts.
+    #[serde(flatten)]
+    pub history: History,
+    /// For each configured hook, why it was or was not told.
+    pub hooks: Vec<Told>,
+}
+
+/// Why a hook was or was not told.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Told {
+    /// The hook.
+    pub hook: String,
+    /// In a sentence.
+    pub why: String,
+}
+
+/// What `cancel` did with one asset.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Cancelled {
+    /// It is not followed any more.
+    Now(Box<Watch>),
+    /// It had ended before.
+    Ended(Box<Watch>),
+    /// It was never watched.
+    Unknown,
+}
+
+impl Control {
+    /// Starts to watch each of these assets. What is wrong with one does not keep the others from being added.
+    ///
+    /// # Errors
+    /// When the database cannot be written to; ids before that are added.
+    pub async fn add(&self, asset_ids: Vec<String>, options: &AddOptions) -> Result<Vec<AddResult>, StoreError> {
+        let mut results = Vec::with_capacity(asset_ids.len());
+        for ids in asset_ids.chunks(ADDED_AT_ONCE) {
+            let good = ids.iter().filter(|id| check_asset_id(id).is_ok());
+            let watches = good.map(|id| new_watch(id, options)).collect();
+            let mut added = self.store.add(watches, options.again, self.clock.now()).await?.into_iter();
+            results.extend(ids.iter().filter_map(|id| match check_asset_id(id) {
+                Ok(()) => added.next().map(|added| result(id, added)),
+                Err(why) => Some(refused(id, why.to_string())),
+            }));
+        }
+        Ok(results)
+    }
+
+    /// Stops following the newest watch of an asset; hooks that want to hear of it are told.
+    pub async fn cancel(&self, asset_id: &str, account: Option<&str>) -> Result<Cancelled, StoreError> {
+        let Some(newest) = self.newest(asset_id, account).await? else { return Ok(Cancelled::Unknown) };
+        let (now, subscriptions) = (self.clock.now(), self.subscriptions.clone());
+        let install_id = self.store.install_id().to_owned();
+        let before = newest.state;
+        let ended = self
+            .store
+            .end(newest.id, move |watch| {
+                let after = decide::cancelled(watch, now);
+                let telling = Telling { install_id: &install_id, subscriptions: &subscriptions };
+                let event = Event::new(&Fact::Cancelled, &after, watch.asset.status.as_deref(), now, &telling);
+                (after, vec![event])
+            })
+            .await?;
+        Ok(match ended {
+            None => Cancelled::Unknown,
+            // It may have settled between the look and the write: then it was not cancelled.
+            Some(watch) if before == State::Waiting && watch.state == State::Cancelled => {
+                Cancelled::Now(Box::new(watch))
+            }
+            Some(watch) => Cancelled::Ended(Box::new(watch)),
+        })
+    }
+
+    /// The newest watch of an asset.
+    pub async fn newest(&self, asset_id: &str, account: Option<&str>) -> Result<Option<Watch>, StoreError> {
+        let filter = Filter {
+            asset_id: Some(asset_id.into()),
+            account: account.map(str::to_owned),
+            limit: Some(1),
+            ..Filter::default()
+        };
+        Ok(self.store.watches(filter).await?.pop())
+    }
+
+    /// The newest watch of an asset with everything that was told about it.
+    pub async fn show(&self, asset_id: &str, account: Option<&str>) -> Result<Option<Shown>, StoreError> {
+        let Some(watch) = self.newest(asset_id, account).await? else { return Ok(None) };
+        let history = self.store.history(watch.id).await?;
+        let accounts = self.store.accounts().await?;
+        let account_closed = accounts.into_iter().find(|row| row.name == watch.account && row.closure.is_some());
+        let hooks = self.subscriptions.iter().map(|subscription| told(subscription, &watch, &history)).collect();
+        Ok(Some(Shown { watch, account_closed, history, hooks }))
+    }
+
+    /// Watches, newest first.
+    pub async fn list(&self, filter: Filter) -> Result<Vec<Watch>, StoreError> {
+        self.store.watches(filter).await
+    }
+
+    /// Events after `after`, oldest first.
+    pub async fn events(&self, after: i64, since: Timestamp, limit: u32) -> Result<Vec<EventRow>, StoreError> {
+        self.store.events(after, since, limit).await
+    }
+
+    /// Whether a daemon works on this database: one that gave a sign of life lately, and is still there if it runs on
+    /// this machine.
+    pub async fn daemon_is_alive(&self) -> Result<bool, StoreError> {
+        let now = self.clock.now();
+        let here = hostname();
+        let daemons = self.store.daemons().await?;
+        Ok(daemons.iter().any(|daemon| {
+            let fresh = now.since(daemon.heartbeat_at).max(daemon.heartbeat_at.since(now)) < FRESH;
+            fresh && (daemon.host != here || process_exists(daemon.pid))
+        }))
+    }
+}
+
+/// Whether `text` is JSON that an event can carry.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check_metadata(text: &str) -> Result<(), String> {
+    if text.len() > LONGEST_METADATA {
+        return Err(format!("metadata has at most {LONGEST_METADATA} bytes, and this has {}", text.len()));
+    }
+    let json = serde_json::from_str::<serde::de::IgnoredAny>(text);
+    json.map(drop).map_err(|error| format!("metadata must be JSON: {error}"))
+}
+
+/// The name of this machine, as `daemons` and leases have it.
+pub fn hostname() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+fn process_exists(pid: u32) -> bool {
+    let pid = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw);
+    // EPERM: it is there, and somebody else's.
+    pid.is_some_and(|pid| rustix::process::test_kill_process(pid) != Err(rustix::io::Errno::SRCH))
+}
+
+fn new_watch(asset_id: &str, options: &AddOptions) -> NewWatch {
+    NewWatch {
+        asset_id: asset_id.into(),
+        account: options.account.clone(),
+        patience: options.patience,
+        metadata: options.metadata.clone(),
+        batch: options.batch.clone(),
+        callback_url: None,
+    }
+}
+
+fn result(asset_id: &str, added: Added) -> AddResult {
+    let (result, watch, error) = match added {
+        Added::New(watch) => (AddOutcome::Added, Some(watch), None),
+        Added::Known(watch) if watch.state == State::Waiting => (AddOutcome::Watching, Some(watch), None),
+        Added::Known(watch) => (AddOutcome::Settled, Some(watch), None),
+        Added::Conflict { watch, column } => {
+            let error = format!(
+                "it is being watched with another {column}, which is not changed; cancel it first, or leave that out"
+            );
+            (AddOutcome::Conflict, Some(watch), Some(error))
+        }
+        Added::Refused(why) => return refused(asset_id, why),
+    };
+    AddResult { asset_id: asset_id.into(), result, watch, error }
+}
+
+fn refused(asset_id: &str, why: String) -> AddResult {
+    AddResult { asset_id: asset_id.into(), result: AddOutcome::Refused, watch: None, error: Some(why) }
+}
+
+/// What a person wants to know who waits for a hook to be told.
+fn told(subscription: &Subscription, watch: &Watch, history: &History) -> Told {
+    use crate::delivery::DeliveryState as D;
+    let hook = subscription.hook.clone();
+    let Some(delivery) = history.deliveries.iter().rev().find(|delivery| delivery.hook == hook) else {
+        return Told { hook, why: why_not_told(subscription, watch) };
+    };
+    let error = delivery.last_error.as_deref().map(|error| format!(": {error}")).unwrap_or_default();
+    let attempts = delivery.attempts;
+    let why = match (delivery.state, delivery.due_at) {
+        (D::Delivered, _) => format!("told, with attempt {attempts}"),
+        (D::Dead, _) => format!("given up on after {attempts} attempts{error}"),
+        (D::Held, _) => format!("held until the configuration is changed{error}"),
+        (D::Waiting, Some(due_at)) if attempts > 0 => format!("again at {due_at}, after {attempts} attempts{error}"),
+        (D::Waiting, _) => "not attempted yet; a running daemon does it".into(),
+    };
+    Told { hook, why }
+}
+
+fn why_not_told(subscription: &Subscription, watch: &Watch) -> String {
+    let words: Vec<String> = subscription.on.iter().map(ToString::to_string).collect();
+    match Fact::of_end(watch) {
+        None => "not yet: the watch still waits".into(),
+        Some(fact) if subscription.wants(&fact, watch) => {
+            "no: the hook did not exist when it happened; `add --again` watches the asset once more".into()
+        }
+        Some(fact) => format!(
+            "no: it is told of {}{}, and this was {} of account {}; see `on`, `accounts` and `batches` of the hook",
+            words.join(", "),
+            if subscription.accounts.is_empty() {
+                String::new()
+            } else {
+                format!(" of {}", subscription.accounts.join(", "))
+            },
+            fact.event_type(),
+            watch.account,
+        ),
+    }
+}

@@ -1,0 +1,26 @@
+//! Wiring: from settings to a running line, and from a signal to a stop, in order.
+
+mod engine;
+mod run;
+mod wait;
+
+use std::path::Path;
+
+pub use engine::{Engine, EngineError};
+pub use run::run;
+pub use wait::{Ending, WaitOptions, Waited, wait};
+
+use crate::clock::Clock;
+use crate::config::Settings;
+use crate::control::Control;
+use crate::store::{Store, StoreError};
+
+/// Opens the database of `settings`, for the verbs.
+///
+/// # Errors
+/// When it cannot be opened.
+pub async fn open(settings: &Settings) -> Result<Control, StoreError> {
+    let store = Store::open(Path::new(&settings.database)).await?;
+    let subscriptions = settings.hooks.iter().map(|hook| hook.subscription.clone()).collect();
+    Ok(Control { store, clock: Clock::system(), subscriptions })
+}

@@ -1,0 +1,250 @@
+//! The running line: a poller and a relay on one database, from a configuration, until they are stopped.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use crate::api::{Api, ApiError};
+use crate::clock::{Clock, Dice};
+use crate::config::{self, KeyError, KeySource, Settings, Target};
+use crate::control::{Control, hostname};
+use crate::delivery::base32;
+use crate::hook::{HookError, Hooks};
+use crate::pace::Pace;
+use crate::poller::{Account, Poller};
+use crate::pump::{self, Phase, Stop, Wake};
+use crate::relay::{HookLane, Perform, Relay};
+use crate::store::{AccountRow, Store, StoreError};
+
+/// How long work may take to end after it was told to hurry: a command's own `kill_after`, and this.
+const HURRY: Duration = Duration::from_secs(1);
+
+/// The paces of the accounts: what a reload keeps.
+pub(super) type Paces = BTreeMap<String, Arc<Mutex<Pace>>>;
+
+/// Why the line cannot be set up. Each says what to change.
+#[expect(missing_docs, reason = "each variant's sentence names its fields")]
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// An account has no usable key.
+    #[error("account `{account}`: {error}")]
+    Key { account: String, error: KeyError },
+    /// An account cannot be asked for.
+    #[error("account `{account}`: {error}")]
+    Api { account: String, error: ApiError },
+    /// A hook cannot be set up.
+    #[error(transparent)]
+    Hook(#[from] HookError),
+    /// The database.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl EngineError {
+    /// Whether the configuration has to be changed, and another try would not help.
+    pub fn is_configuration(&self) -> bool {
+        !matches!(self, Self::Store(_))
+    }
+}
+
+/// A poller and a relay that run.
+pub struct Engine {
+    owner: String,
+    control: Control,
+    announce: watch::Sender<Phase>,
+    pumps: JoinSet<()>,
+    paces: Paces,
+    kill_after: Duration,
+}
+
+impl Engine {
+    /// Sets the line up and starts it; with `only`, for these watches alone. `paces` are those of the engine before.
+    ///
+    /// # Errors
+    /// When the configuration cannot be used; nothing has been started then.
+    pub async fn start(
+        control: &Control,
+        settings: &Settings,
+        only: Option<Vec<i64>>,
+        before: Option<&Self>,
+    ) -> Result<Self, EngineError> {
+        let Control { store, clock, .. } = control;
+        let owner = owner()?;
+        let hooks = Arc::new(Hooks::new(&settings.hooks, |name| std::env::var_os(name))?);
+        let (announce, stop) = Stop::channel();
+        let (polling, telling) = (Wake::default(), Wake::default());
+        let accounts = accounts(control, settings, before).await?;
+        let paces = accounts.values().map(|account| (account.name.clone(), Arc::clone(&account.pace))).collect();
+        let poller = Poller {
+            store: store.clone(),
+            clock: clock.clone(),
+            dice: Dice::fair(),
+            owner: owner.clone(),
+            accounts,
+            subscriptions: settings.hooks.iter().map(|hook| hook.subscription.clone()).collect(),
+            only: only.clone(),
+            wake: polling.clone(),
+            told: telling.clone(),
+            unknown: Mutex::default(),
+        };
+        let relay = Relay {
+            store: store.clone(),
+            clock: clock.clone(),
+            dice: Dice::fair(),
+            owner: owner.clone(),
+            hooks: settings.hooks.iter().map(lane).collect(),
+            perform: perform(hooks, clock.clone(), stop.clone()),
+            only,
+        };
+        let mut pumps = JoinSet::new();
+        pumps.spawn(pump::run(Arc::new(poller), polling, stop.clone()));
+        pumps.spawn(pump::run(Arc::new(relay), telling, stop));
+        let kill_after = settings.hooks.iter().map(kill_after).max().unwrap_or_default();
+        Ok(Self { owner, control: control.clone(), announce, pumps, paces, kill_after })
+    }
+
+    /// The name in its leases.
+    pub fn owner(&self) -> &str {
+        &self.owner
+    }
+
+    /// Waits until a pump ends by itself, which it never should.
+    pub async fn ended(&mut self) -> String {
+        match self.pumps.join_next().await {
+            Some(Err(error)) => format!("the poller or the relay failed: {error}"),
+            Some(Ok(())) | None => "the poller or the relay ended by itself".into(),
+        }
+    }
+
+    /// Claims no more.
+    pub fn drain(&self) {
+        self.announce.send_replace(Phase::Drain);
+    }
+
+    /// Stops: no more claims, `grace` for what is in flight, then what is left is ended and its leases handed back.
+    /// `abort` ends the waiting at once.
+    ///
+    /// # Errors
+    /// When the leases could not be handed back; they expire by themselves.
+    pub async fn stop(mut self, grace: Duration, abort: impl Future<Output = ()>) -> Result<(), StoreError> {
+        self.drain();
+        tokio::pin!(abort);
+        for (phase, patience) in [(Phase::Hurry, grace), (Phase::Abort, self.kill_after + HURRY)] {
+            tokio::select! {
+                biased;
+                () = &mut abort => break,
+                in_time = timeout(patience, all_ended(&mut self.pumps)) => if in_time.is_ok() { break },
+            }
+            tracing::warn!("work is still in flight; it is ended, and is due again at the next start");
+            self.announce.send_replace(phase);
+        }
+        self.announce.send_replace(Phase::Abort);
+        all_ended(&mut self.pumps).await;
+        self.control.store.release(self.owner, self.control.clock.now()).await
+    }
+}
+
+async fn all_ended(pumps: &mut JoinSet<()>) {
+    while pumps.join_next().await.is_some() {}
+}
+
+/// A name that no other process and no other engine of this one has.
+fn owner() -> Result<String, StoreError> {
+    let mut bytes = [0; 5];
+    getrandom::fill(&mut bytes).map_err(|error| StoreError::Broken(format!("no random numbers: {error}")))?;
+    Ok(format!("{}-{}-{}", hostname(), std::process::id(), base32(&bytes)))
+}
+
+async fn accounts(
+    control: &Control,
+    settings: &Settings,
+    before: Option<&Engine>,
+) -> Result<BTreeMap<String, Account>, EngineError> {
+    let known = control.store.accounts().await?;
+    let mut accounts = BTreeMap::new();
+    for account in &settings.accounts {
+        let row = known.iter().find(|row| row.name == account.name);
+        let kept = before.and_then(|engine| engine.paces.get(&account.name));
+        let pace = kept.cloned().unwrap_or_else(|| new_pace(account, row));
+        {
+            let mut pace = pace.lock().unwrap_or_else(PoisonError::into_inner);
+            pace.set_limits(account.limits);
+            // A start or a reload is a person's word that it is worth a try.
+            pace.probe_now();
+        }
+        if kept.is_none() {
+            open_account(&control.store, row).await?;
+        }
+        accounts.insert(account.name.clone(), set_up(account, pace, control.clock.clone())?);
+    }
+    Ok(accounts)
+}
+
+fn new_pace(account: &config::Account, row: Option<&AccountRow>) -> Arc<Mutex<Pace>> {
+    let lost = row.and_then(|row| u64::try_from(row.lost_ms).ok()).map(Duration::from_millis);
+    Arc::new(Mutex::new(Pace::new(account.limits, lost.unwrap_or_default())))
+}
+
+/// A start tries every account anew, so what is written of an earlier process's pause is over.
+async fn open_account(store: &Store, row: Option<&AccountRow>) -> Result<(), StoreError> {
+    match row.filter(|row| row.closure.is_some()) {
+        Some(row) => {
+            let open = AccountRow { name: row.name.clone(), lost_ms: row.lost_ms, ..AccountRow::default() };
+            store.note_account(open).await
+        }
+        None => Ok(()),
+    }
+}
+
+fn set_up(account: &config::Account, pace: Arc<Mutex<Pace>>, clock: Clock) -> Result<Account, EngineError> {
+    let key = read_key(&account.key);
+    let key = key.map_err(|error| EngineError::Key { account: account.name.clone(), error })?;
+    let api = Api::new(&account.url, key.expose(), account.timeout, clock);
+    let api = Arc::new(api.map_err(|error| EngineError::Api { account: account.name.clone(), error })?);
+    let (asked, source) = (Arc::clone(&api), account.key.clone());
+    Ok(Account {
+        name: account.name.clone(),
+        rules: account.rules.clone(),
+        timeout: account.timeout,
+        pace,
+        poll: Arc::new(move |asset_id| {
+            let api = Arc::clone(&asked);
+            Box::pin(async move { api.poll(&asset_id).await })
+        }),
+        // A key that cannot be read or sent is not a new one: the account stays as it is.
+        rekeyed: Arc::new(move || read_key(&source).is_ok_and(|key| api.set_key(key.expose()).unwrap_or(false))),
+    })
+}
+
+fn read_key(source: &KeySource) -> Result<config::Secret, KeyError> {
+    source.read(|name| std::env::var_os(name))
+}
+
+fn lane(hook: &config::Hook) -> (String, HookLane) {
+    let longest = hook.timeout + kill_after(hook);
+    (hook.subscription.hook.clone(), HookLane::new(longest, hook.concurrency, hook.schedule.clone()))
+}
+
+fn kill_after(hook: &config::Hook) -> Duration {
+    match &hook.target {
+        Target::Webhook { .. } => Duration::ZERO,
+        Target::Command(command) => command.kill_after,
+    }
+}
+
+fn perform(hooks: Arc<Hooks>, clock: Clock, stop: Stop) -> Perform {
+    Arc::new(move |parcel| {
+        let (hooks, now, stop) = (Arc::clone(&hooks), clock.now(), stop.clone());
+        let performing = async move {
+            let hook = parcel.delivery.hook.clone();
+            hooks.perform(&hook, &parcel, now, stop.reached(Phase::Hurry)).await
+        };
+        Box::pin(performing) as Pin<Box<dyn Future<Output = _> + Send>>
+    })
+}

@@ -1,0 +1,187 @@
+//! `wait`: blocks until watches have ended. Beside a daemon it only looks; alone it is the daemon in small.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep, sleep_until};
+
+use super::engine::{Engine, EngineError};
+use crate::config::Settings;
+use crate::control::Control;
+use crate::signal::{Signal, Signals};
+use crate::store::{Filter, Outstanding, StoreError};
+use crate::watch::{State, Watch};
+
+/// How often the database is looked at. Reading its version costs some microseconds.
+const LOOK: Duration = Duration::from_millis(100);
+/// How often it is asked whether a daemon is alive.
+const ASK: Duration = Duration::from_secs(1);
+
+/// What is waited for.
+#[derive(Clone, Debug, Default)]
+pub struct WaitOptions {
+    /// The watches.
+    pub watches: Vec<i64>,
+    /// The longest to wait.
+    pub timeout: Option<Duration>,
+    /// Whether one that has ended is enough.
+    pub any: bool,
+}
+
+/// Why the waiting ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// All that was waited for has ended.
+    Ended,
+    /// The timeout ran out.
+    TimedOut,
+    /// A signal.
+    Interrupted,
+    /// The API refuses the key of an account for which watches wait; its words.
+    Unauthorized(String),
+}
+
+/// What the waiting brought.
+#[derive(Clone, Debug)]
+pub struct Waited {
+    /// Why it ended.
+    pub ending: Ending,
+    /// The watches as they stand, in the order in which they were asked for.
+    pub watches: Vec<Watch>,
+    /// What was not delivered, when nobody else is there to do it.
+    pub left: Vec<Outstanding>,
+}
+
+/// Waits for watches, and shows them to `view` whenever something has changed.
+///
+/// # Errors
+/// When no daemon is alive and the line cannot be set up here, or the database fails.
+pub async fn wait(
+    control: &Control,
+    settings: &Settings,
+    options: &WaitOptions,
+    mut view: impl FnMut(&[Watch]),
+) -> anyhow::Result<Waited> {
+    let mut signals = Signals::take()?;
+    let mut waiter = Waiter { control, settings, options, engine: None, asked: None };
+    let ending = tokio::select! {
+        biased;
+        () = stopped(&mut signals) => Ending::Interrupted,
+        ending = waiter.ending(&mut view) => ending?,
+    };
+    let mut left = Vec::new();
+    if let Some(engine) = waiter.engine.take() {
+        let grace = if ending == Ending::Interrupted { Duration::ZERO } else { settings.grace };
+        if ending == Ending::Ended {
+            tokio::select! {
+                biased;
+                () = stopped(&mut signals) => {}
+                tried = first_attempts(control, settings, options) => tried?,
+            }
+        }
+        engine.stop(grace, stopped(&mut signals)).await?;
+        left = control.store.outstanding(options.watches.clone()).await?;
+    }
+    let watches = in_order(control, options).await?;
+    view(&watches);
+    Ok(Waited { ending, watches, left })
+}
+
+async fn stopped(signals: &mut Signals) {
+    while signals.next().await != Signal::Stop {}
+}
+
+/// Makes the first attempt of each delivery; the further ones are left to a daemon.
+async fn first_attempts(control: &Control, settings: &Settings, options: &WaitOptions) -> Result<(), StoreError> {
+    loop {
+        let outstanding = control.store.outstanding(options.watches.clone()).await?;
+        let ours = |hook: &str| settings.hooks.iter().any(|known| known.subscription.hook == hook);
+        if !outstanding.iter().any(|hook| hook.untried > 0 && ours(&hook.hook)) {
+            return Ok(());
+        }
+        sleep(LOOK).await;
+    }
+}
+
+async fn in_order(control: &Control, options: &WaitOptions) -> Result<Vec<Watch>, StoreError> {
+    let filter = Filter { ids: Some(options.watches.clone()), ..Filter::default() };
+    let mut watches = control.list(filter).await?;
+    watches.sort_by_key(|watch| options.watches.iter().position(|id| *id == watch.id));
+    Ok(watches)
+}
+
+struct Waiter<'a> {
+    control: &'a Control,
+    settings: &'a Settings,
+    options: &'a WaitOptions,
+    /// What polls, while nobody else does.
+    engine: Option<Engine>,
+    /// When it was asked last whether a daemon is alive.
+    asked: Option<Instant>,
+}
+
+impl Waiter<'_> {
+    async fn ending(&mut self, view: &mut impl FnMut(&[Watch])) -> anyhow::Result<Ending> {
+        let deadline = self.options.timeout.map(|timeout| Instant::now() + timeout);
+        loop {
+            let version = self.control.store.version().await?;
+            let watches = in_order(self.control, self.options).await?;
+            view(&watches);
+            if self.have_ended(&watches) {
+                return Ok(Ending::Ended);
+            }
+            self.see_to_polling().await?;
+            if let Some(said) = self.unauthorized(&watches).await? {
+                return Ok(Ending::Unauthorized(said));
+            }
+            if !self.changed(version, deadline).await? {
+                return Ok(Ending::TimedOut);
+            }
+        }
+    }
+
+    fn have_ended(&self, watches: &[Watch]) -> bool {
+        let ended = watches.iter().filter(|watch| watch.state != State::Waiting).count();
+        if self.options.any { ended > 0 } else { ended == watches.len() }
+    }
+
+    /// Waits for a change, or for the next time to ask for a daemon; false when the deadline comes first.
+    async fn changed(&mut self, version: i64, deadline: Option<Instant>) -> Result<bool, StoreError> {
+        let ask = self.asked.map_or_else(Instant::now, |asked| asked + ASK);
+        while self.control.store.version().await? == version && Instant::now() < ask {
+            let look = Instant::now() + LOOK;
+            sleep_until(deadline.map_or(look, |deadline| deadline.min(look))).await;
+            if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// However many wait for an asset, it is polled once: by the daemon if one is alive, and else under leases.
+    async fn see_to_polling(&mut self) -> Result<(), EngineError> {
+        if self.asked.is_some_and(|asked| asked.elapsed() < ASK) {
+            return Ok(());
+        }
+        self.asked = Some(Instant::now());
+        let daemon = self.control.daemon_is_alive().await?;
+        match self.engine.take() {
+            Some(engine) if daemon => engine.stop(self.settings.grace, std::future::pending()).await?,
+            None if !daemon => {
+                let only = Some(self.options.watches.clone());
+                self.engine = Some(Engine::start(self.control, self.settings, only, None).await?);
+            }
+            unchanged => self.engine = unchanged,
+        }
+        Ok(())
+    }
+
+    /// Whether the API refuses the key of an account for which watches wait, and what it says.
+    async fn unauthorized(&self, watches: &[Watch]) -> Result<Option<String>, StoreError> {
+        let refused = |row: &crate::store::AccountRow| {
+            matches!(row.closure.as_deref(), Some("unauthorized" | "unpaid"))
+                && watches.iter().any(|watch| watch.state == State::Waiting && watch.account == row.name)
+        };
+        let row = self.control.store.accounts().await?.into_iter().find(refused);
+        Ok(row.map(|row| format!("account `{}`: {}", row.name, row.last_error.unwrap_or_default())))
+    }
+}

@@ -1,0 +1,8 @@
+//! Tests at the outside: the real binary, a real SQLite file, real sockets and real child processes.
+
+#[cfg(test)]
+mod flow;
+#[cfg(test)]
+mod layers;
+#[cfg(test)]
+mod rig;

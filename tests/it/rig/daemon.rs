@@ -1,0 +1,132 @@
+//! Processes of the binary under test.
+
+use std::fs::File;
+use std::process::{ExitStatus, Output, Stdio};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::process::{Child, Command};
+
+use super::{Place, SOON, binary, eventually};
+
+/// A running daemon. If it is dropped while it should run and has ended, the test fails.
+pub struct Daemon {
+    child: Child,
+    log: std::path::PathBuf,
+    stopping: bool,
+}
+
+impl Daemon {
+    /// Starts a daemon and waits until it has said that it did.
+    pub async fn start(place: &Place) -> Self {
+        let daemon = Self::spawn(place);
+        eventually(SOON, "the daemon has started", async || daemon.log().contains("started").then_some(())).await;
+        daemon
+    }
+
+    /// Starts a daemon and waits for nothing.
+    pub fn spawn(place: &Place) -> Self {
+        let log = place.path(&format!("daemon-{}.log", fastrand::u64(..)));
+        let child = command(place)
+            .args(["run", "-vv"])
+            .stdout(Stdio::null())
+            .stderr(File::create(&log).unwrap())
+            .spawn()
+            .unwrap();
+        Self { child, log, stopping: false }
+    }
+
+    /// What it has logged so far.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap()
+    }
+
+    /// Waits until it has logged `text`.
+    pub async fn until_logged(&self, text: &str) {
+        let what = format!("the daemon logs {text:?}; it logged {}", self.log());
+        eventually(SOON, &what, async || self.log().contains(text).then_some(())).await;
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(self.child.id().unwrap() as i32).unwrap();
+        kill_process(pid, signal).unwrap();
+    }
+
+    /// SIGKILL, and nothing is left of it.
+    pub async fn kill(mut self) {
+        self.stopping = true;
+        self.child.kill().await.unwrap();
+    }
+
+    /// TERM, and its exit status.
+    pub async fn stop(mut self) -> ExitStatus {
+        self.signal(Signal::TERM);
+        self.ended().await
+    }
+
+    /// Waits for its end.
+    pub async fn ended(&mut self) -> ExitStatus {
+        self.stopping = true;
+        tokio::time::timeout(SOON, self.child.wait()).await.expect("the daemon ends").unwrap()
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let ended = self.child.try_wait().unwrap();
+        if !self.stopping && ended.is_some() && !std::thread::panicking() {
+            panic!("the daemon ended early, with {ended:?}: {}", self.log());
+        }
+    }
+}
+
+/// The binary with this place's configuration and nothing of our environment.
+fn command(place: &Place) -> Command {
+    let mut command = Command::new(binary());
+    command.arg("--config").arg(place.config()).env_clear().env("HOME", place.path("home")).kill_on_drop(true);
+    command
+}
+
+/// What a command left.
+#[derive(Debug)]
+pub struct Run {
+    pub code: i32,
+    pub out: String,
+    pub err: String,
+}
+
+impl Run {
+    /// The lines of stdout as JSON.
+    pub fn json(&self) -> Vec<serde_json::Value> {
+        self.out.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+}
+
+/// Runs the binary to its end.
+pub async fn run(place: &Place, args: &[&str]) -> Run {
+    run_with(place, args, "", &[]).await
+}
+
+/// Runs it with `stdin` and variables.
+pub async fn run_with(place: &Place, args: &[&str], stdin: &str, variables: &[(&str, &str)]) -> Run {
+    use tokio::io::AsyncWriteExt;
+    let mut child = command(place)
+        .args(args)
+        .envs(variables.iter().copied())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut input = child.stdin.take().unwrap();
+    let stdin = stdin.to_owned();
+    // A command that does not read its stdin closes it.
+    tokio::spawn(async move { drop(input.write_all(stdin.as_bytes()).await) });
+    let ended = tokio::time::timeout(Duration::from_secs(60), child.wait_with_output()).await;
+    let Output { status, stdout, stderr } = ended.expect("the command ends").unwrap();
+    Run {
+        code: status.code().unwrap_or(-1),
+        out: String::from_utf8(stdout).unwrap(),
+        err: String::from_utf8(stderr).unwrap(),
+    }
+}
