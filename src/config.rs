@@ -5,7 +5,7 @@
 //! Nothing here reads the process's own environment or command line: both are arguments.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -26,6 +26,7 @@ mod literal;
 mod origin;
 mod reader;
 mod secret;
+mod section;
 mod settle;
 #[cfg(test)]
 mod tests;
@@ -43,10 +44,11 @@ const LOG_VARIABLE: &str = "ASSETWATCH_LOG";
 /// Finds and reads the configuration.
 ///
 /// The file is `--config`, else `$ASSETWATCH_CONFIG` (both have to exist), else the first that exists of
-/// `$XDG_CONFIG_HOME/assetwatch/config.toml` and `/etc/assetwatch/config.toml`; none is fine. A variable
-/// `ASSETWATCH_<TABLE>_<KEY>` overrides the file, a flag overrides both; an empty variable counts as unset. Accounts and
-/// hooks have their names in the variable: `ASSETWATCH_ACCOUNTS_STUDIO_KEY_FILE`, `ASSETWATCH_HOOKS_CMS_TIMEOUT`.
-/// Lists and tables stand in the file only.
+/// `$XDG_CONFIG_HOME/assetwatch/config.toml` and `/etc/assetwatch/config.toml`; none is fine.
+///
+/// A variable `ASSETWATCH_<TABLE>_<KEY>` overrides the file, a flag overrides both; an empty variable counts as unset.
+/// Accounts and hooks have their names in the variable: `ASSETWATCH_ACCOUNTS_STUDIO_KEY_FILE`,
+/// `ASSETWATCH_HOOKS_CMS_TIMEOUT`. Lists and tables stand in the file only.
 ///
 /// The secrets themselves are not read, see [`KeySource::read`].
 ///
@@ -134,7 +136,7 @@ pub struct Environment(BTreeMap<OsString, OsString>);
 impl Environment {
     /// The value of a variable; an empty one counts as unset.
     pub fn get(&self, name: &str) -> Option<OsString> {
-        self.0.get(std::ffi::OsStr::new(name)).filter(|value| !value.is_empty()).cloned()
+        self.0.get(OsStr::new(name)).filter(|value| !value.is_empty()).cloned()
     }
 
     /// The names of all variables that are set. Names that are not UTF-8 are nobody's that is known here.

@@ -16,7 +16,6 @@ const CREDENTIAL: &str = "api-key";
 const KEY_VARIABLE: &str = "AFFOGATO_API_KEY";
 
 /// A configuration file that was read.
-#[derive(Debug)]
 pub(super) struct File {
     pub path: PathBuf,
     pub text: String,

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::document::Branch;
-use super::kind::{self, DAY, HOUR, HookUrl, MINUTE, SECOND};
-use super::reader::{Reader, Section};
-use super::settle::secret;
+use super::kind::{self, DAY, HOUR, HookUrl, MINUTE, SECOND, TENTH};
+use super::literal::printable;
+use super::reader::Reader;
+use super::section::Section;
 use super::{Command, Hook, Target};
 use crate::decide::SCHEDULE;
 use crate::delivery::{Subscription, Topic};
@@ -26,15 +27,13 @@ pub(super) fn hook(reader: &mut Reader<'_>, at: usize, branch: Branch) -> Option
         None | Some(Target::Webhook { .. }) => (20 * SECOND, 4),
         Some(Target::Command(_)) => (60 * SECOND, 1),
     };
-    let timeout = section.setting_or("timeout", timeout, kind::duration(MS_100..=HOUR));
+    let timeout = section.setting_or("timeout", timeout, kind::duration(TENTH..=HOUR));
     let concurrency = section.setting_or("concurrency", concurrency, kind::count(1..=256));
     let gaps = kind::list(0..=50, kind::duration(SECOND..=7 * DAY));
     let schedule = section.written_or("schedule", SCHEDULE.to_vec(), gaps);
     section.finish();
     Some(Hook { subscription, target: target?, timeout, concurrency, schedule })
 }
-
-const MS_100: Duration = Duration::from_millis(100);
 
 fn subscription(section: &mut Section<'_, '_>) -> Subscription {
     if !section.has_written("name") {
@@ -76,14 +75,14 @@ fn target(section: &mut Section<'_, '_>) -> Option<Target> {
 
 fn webhook(section: &mut Section<'_, '_>) -> Option<Target> {
     let url = section.setting("url", kind::hook_url);
-    let secrets = secret(section, "secret_file", "secret_env");
+    let secrets = section.secret("secret_file", "secret_env");
     url.map(|HookUrl(url)| Target::Webhook { url, secrets })
 }
 
 fn command(section: &mut Section<'_, '_>) -> Option<Target> {
     if let Some(path) = section.writable_by_others() {
-        let text = format!("names a command, but others may write this file: chmod o-w {}", path.display());
-        section.complain(&text);
+        let path = printable(&path.to_string_lossy());
+        section.complain(&format!("names a command, but others may write this file: chmod o-w {path}"));
     }
     let argv = section.written("command", kind::argv);
     let kill_after = section.setting_or("kill_after", 5 * SECOND, kind::duration(Duration::ZERO..=5 * MINUTE));

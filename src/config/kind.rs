@@ -11,8 +11,10 @@ use url::Url;
 
 use super::Listen;
 use super::document::Value;
-use super::literal::{Literal, MASK, duration as shown, quoted};
+use super::literal::{Literal, MASK, duration as shown, excerpt, quoted};
 
+/// A tenth of a second: nothing that crosses a network can usefully be quicker.
+pub(super) const TENTH: Duration = Duration::from_millis(100);
 pub(super) const SECOND: Duration = Duration::from_secs(1);
 pub(super) const MINUTE: Duration = Duration::from_secs(60);
 pub(super) const HOUR: Duration = Duration::from_secs(3_600);
@@ -94,7 +96,7 @@ pub(super) fn truth(value: &Value) -> Judged<bool> {
 pub(super) fn path(base: &Path) -> impl Fn(&Value) -> Judged<PathBuf> {
     move |value| match value {
         Value::Quoted(text) if sound(text) => Ok(base.join(text)),
-        Value::Untyped(text) => Ok(text.into()),
+        Value::Untyped(text) if !text.is_empty() => Ok(text.into()),
         _ => shown_with("must be a path"),
     }
 }
@@ -157,7 +159,7 @@ pub(super) fn environment(value: &Value) -> Judged<BTreeMap<String, String>> {
         if !is_variable(name) || name.starts_with("HOOK_") {
             return hidden_with(format!(
                 "must have names of letters, digits and _ that do not begin with HOOK_; {} will not do",
-                quoted(name)
+                excerpt(&quoted(name))
             ));
         }
         let Value::Quoted(text) = &node.value else {

@@ -1,14 +1,12 @@
-//! Stage two, merged: each key is asked for once, and answered by the flag, the variable, the file or the default, in
-//! this order. What was not asked for is unknown.
+//! Stage two, merged: what was found while the tables were read, where it came from, and what was wrong with it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
 
-use super::document::{Branch, Value};
+use super::document::Branch;
 use super::find::File;
-use super::kind::{self, Judged};
-use super::literal::{Literal, excerpt, printable, quoted};
+use super::literal::printable;
 use super::origin::complaint;
+use super::section::Section;
 use super::{Entry, Environment, Origin, Overrides};
 
 /// What every variable of ours begins with.
@@ -18,13 +16,13 @@ const OTHER_VARIABLES: [&str; 2] = [super::CONFIG_VARIABLE, super::LOG_VARIABLE]
 
 /// Reads the whole configuration and remembers what was found, and what was wrong with it.
 pub(super) struct Reader<'a> {
-    file: Option<&'a File>,
-    overrides: &'a Overrides,
+    pub file: Option<&'a File>,
+    pub overrides: &'a Overrides,
     pub environment: &'a Environment,
     /// The variables that settings were looked for in.
-    variables: BTreeSet<String>,
+    pub variables: BTreeSet<String>,
     /// The paths of the tables that have names of their own, by the variables that override them.
-    named: BTreeMap<String, String>,
+    pub named: BTreeMap<String, String>,
     /// The line of each problem, by which they are sorted in the end.
     problems: Vec<(usize, String)>,
     pub warnings: Vec<String>,
@@ -47,7 +45,7 @@ impl<'a> Reader<'a> {
 
     /// A table of the configuration; `path` is its name, empty for the top level.
     pub fn section(&mut self, path: impl Into<String>, branch: Branch) -> Section<'_, 'a> {
-        Section { reader: self, path: path.into(), branch, known: Vec::new(), inherits: None }
+        Section::new(self, path.into(), branch)
     }
 
     /// Whether all is well so far.
@@ -101,12 +99,14 @@ impl<'a> Reader<'a> {
         self.entries.iter().find(|entry| entry.key == key)
     }
 
-    fn origin(&self, line: usize) -> Origin {
+    /// A line of the file.
+    pub fn origin(&self, line: usize) -> Origin {
         let path = self.file.map(|file| file.path.clone()).unwrap_or_default();
         Origin::File { path, line }
     }
 
-    fn complain(&mut self, origin: &Origin, key: &str, value: Option<&str>, text: &str) {
+    /// Complains of what came from `origin`.
+    pub fn complain(&mut self, origin: &Origin, key: &str, value: Option<&str>, text: &str) {
         self.problems.push((line_of(origin), complaint(origin, key, value, text)));
     }
 }
@@ -115,267 +115,6 @@ fn line_of(origin: &Origin) -> usize {
     match origin {
         Origin::File { line, .. } => *line,
         Origin::Default | Origin::Env(_) | Origin::Flag(_) => usize::MAX,
-    }
-}
-
-/// One table while it is read.
-pub(super) struct Section<'r, 'a> {
-    pub reader: &'r mut Reader<'a>,
-    path: String,
-    branch: Branch,
-    known: Vec<&'static str>,
-    inherits: Option<&'static str>,
-}
-
-/// A value that somebody has given.
-struct Found {
-    value: Value,
-    written: String,
-    origin: Origin,
-}
-
-impl<'a> Section<'_, 'a> {
-    /// Says of which table this one has its defaults.
-    pub fn inheriting(mut self, path: &'static str) -> Self {
-        self.inherits = Some(path);
-        self
-    }
-
-    /// The directory to which paths in the file are relative.
-    pub fn base(&self) -> PathBuf {
-        self.reader.file.and_then(|file| file.path.parent()).unwrap_or(Path::new("")).into()
-    }
-
-    /// The configuration file, when others than its owner and group may write to it.
-    pub fn writable_by_others(&self) -> Option<&'a Path> {
-        self.reader.file.filter(|file| file.writable_by_others).map(|file| file.path.as_path())
-    }
-
-    /// A value that has no default.
-    pub fn setting<T: Literal>(&mut self, key: &'static str, kind: impl Fn(&Value) -> Judged<T>) -> Option<T> {
-        let found = self.overridden(key).or_else(|| self.take_written(key))?;
-        self.judge(key, found, kind)
-    }
-
-    /// A value that has a default.
-    pub fn setting_or<T: Literal>(&mut self, key: &'static str, default: T, kind: impl Fn(&Value) -> Judged<T>) -> T {
-        let found = self.overridden(key).or_else(|| self.take_written(key));
-        self.judge_or(key, found, default, kind)
-    }
-
-    /// A value that no variable overrides (a list, a table, a name) and that has a default.
-    pub fn written_or<T: Literal>(&mut self, key: &'static str, default: T, kind: impl Fn(&Value) -> Judged<T>) -> T {
-        let found = self.take_written(key);
-        self.judge_or(key, found, default, kind)
-    }
-
-    /// A value that no variable overrides and that has no default.
-    pub fn written<T: Literal>(&mut self, key: &'static str, kind: impl Fn(&Value) -> Judged<T>) -> Option<T> {
-        let found = self.take_written(key)?;
-        self.judge(key, found, kind)
-    }
-
-    /// A path, see [`kind::path`].
-    pub fn path(&mut self, key: &'static str) -> Option<PathBuf> {
-        let base = self.base();
-        self.setting(key, kind::path(&base))
-    }
-
-    /// Whether a variable or a flag gives this value.
-    pub fn overrides(&mut self, key: &'static str) -> bool {
-        self.overridden(key).is_some()
-    }
-
-    /// Whether the file gives this value.
-    pub fn has_written(&mut self, key: &'static str) -> bool {
-        self.know(key);
-        self.branch.nodes.contains_key(key)
-    }
-
-    /// Whether anybody gives this value.
-    pub fn has(&mut self, key: &'static str) -> bool {
-        self.has_written(key) || self.overrides(key)
-    }
-
-    /// Complains of a name that another table has, or one that looks the same in variables, which have no `-`.
-    pub fn claim_name(&mut self) {
-        let Some(variable) = variable(&self.path) else { return };
-        if let Some(other) = self.reader.named.insert(variable, self.path.clone()) {
-            self.complain(&if other == self.path {
-                "must have a name of its own; there is another of this name".into()
-            } else {
-                format!("must differ from {other} by more than - and _: the variables of both would be the same")
-            });
-        }
-    }
-
-    /// Leaves out what the file says for this key.
-    pub fn forget(&mut self, key: &'static str) {
-        self.branch.nodes.remove(key);
-        self.know(key);
-    }
-
-    /// Complains of those of these keys that are given.
-    pub fn refuse(&mut self, keys: &[&'static str], text: &str) {
-        for key in keys {
-            if let Some(found) = self.overridden(key).or_else(|| self.take_written(key)) {
-                let full = self.full(key);
-                self.reader.complain(&found.origin, &full, None, text);
-            }
-        }
-    }
-
-    /// Complains of a value of this table that was fine by itself.
-    pub fn blame(&mut self, key: &str, text: &str) {
-        let key = self.full(key);
-        self.reader.blame(&key, text);
-    }
-
-    /// Complains of the table as a whole.
-    pub fn complain(&mut self, text: &str) {
-        let origin = self.reader.origin(self.branch.line);
-        self.reader.complain(&origin, &self.path, None, text);
-    }
-
-    /// Complains of a value that nobody gives.
-    pub fn lacks(&mut self, key: &str, text: &str) {
-        let key = self.full(key);
-        self.reader.complain(&Origin::Default, &key, None, text);
-    }
-
-    /// Notes a value in effect that was found elsewhere.
-    pub fn note(&mut self, key: &str, value: &impl Literal, origin: Origin) {
-        self.reader.entries.push(Entry { key: self.full(key), value: value.literal(), origin });
-    }
-
-    /// A table in this one; empty when it is absent.
-    pub fn table(&mut self, key: &'static str) -> Branch {
-        match self.take_written(key) {
-            None => Branch::default(),
-            Some(Found { value: Value::Table(branch), .. }) => branch,
-            Some(found) => {
-                let right = format!("must be a table: [{key}] on its own line, its keys below it");
-                self.reader.complain(&found.origin, key, None, &right);
-                Branch::default()
-            }
-        }
-    }
-
-    /// The tables in a table, by name.
-    pub fn tables_by_name(&mut self, key: &'static str) -> Vec<(String, Branch)> {
-        let mut tables = Vec::new();
-        for (name, node) in self.table(key).nodes {
-            match node.value {
-                Value::Table(branch) => tables.push((name, branch)),
-                _ => {
-                    let origin = self.reader.origin(node.line);
-                    let right = format!("must be a table: [{key}.NAME] on its own line, its keys below it");
-                    self.reader.complain(&origin, &format!("{key}.{}", excerpt(&name)), None, &right);
-                }
-            }
-        }
-        tables
-    }
-
-    /// The tables of an array of tables, in the order of the file.
-    pub fn array_of_tables(&mut self, key: &'static str) -> Vec<Branch> {
-        let Some(found) = self.take_written(key) else { return Vec::new() };
-        let right = format!("must be tables: [[{key}]] on its own line before each one's keys");
-        let Value::List(nodes) = found.value else {
-            self.reader.complain(&found.origin, key, None, &right);
-            return Vec::new();
-        };
-        let mut tables = Vec::new();
-        for node in nodes {
-            match node.value {
-                Value::Table(branch) => tables.push(branch),
-                _ => {
-                    let origin = self.reader.origin(node.line);
-                    self.reader.complain(&origin, key, None, &right);
-                }
-            }
-        }
-        tables
-    }
-
-    /// Complains of keys that nobody asked for. Their values are not repeated: one may be a secret.
-    pub fn finish(self) {
-        for (key, node) in &self.branch.nodes {
-            let text = format!("unknown key; {}", self.hint(key));
-            let (origin, full) = (self.reader.origin(node.line), self.full(&excerpt(key)));
-            self.reader.complain(&origin, &full, None, &text);
-        }
-    }
-
-    fn hint(&self, key: &str) -> String {
-        let file = self.known.iter().find(|known| known.strip_suffix("_file").is_some_and(|stem| key.ends_with(stem)));
-        if let Some(file) = file {
-            return format!("a secret does not stand in this file: `{file}` names the file that holds it");
-        }
-        if let Some(close) = closest(key, self.known.iter().copied()) {
-            return format!("did you mean `{close}`?");
-        }
-        let table = if self.path.is_empty() { "the top level" } else { &self.path };
-        format!("{table} takes {}", self.known.join(", "))
-    }
-
-    fn full(&self, key: &str) -> String {
-        if self.path.is_empty() { key.into() } else { format!("{}.{key}", self.path) }
-    }
-
-    fn know(&mut self, key: &'static str) {
-        if !self.known.contains(&key) {
-            self.known.push(key);
-        }
-    }
-
-    fn take_written(&mut self, key: &'static str) -> Option<Found> {
-        self.know(key);
-        let node = self.branch.nodes.remove(key)?;
-        Some(Found { value: node.value, written: node.written, origin: self.reader.origin(node.line) })
-    }
-
-    fn overridden(&mut self, key: &'static str) -> Option<Found> {
-        let full = self.full(key);
-        let flag = self.reader.overrides.value(&full).map(|(flag, value)| (Origin::Flag(flag), value));
-        let variable = variable(&full).and_then(|name| {
-            self.reader.variables.insert(name.clone());
-            let value = self.reader.environment.get(&name)?;
-            Some((Origin::Env(name), value))
-        });
-        let (origin, value) = flag.or(variable)?;
-        let written = excerpt(&quoted(&value.to_string_lossy()));
-        Some(Found { value: Value::Untyped(value), written, origin })
-    }
-
-    fn judge<T: Literal>(&mut self, key: &str, found: Found, kind: impl Fn(&Value) -> Judged<T>) -> Option<T> {
-        match kind(&found.value) {
-            Ok(value) => {
-                self.note(key, &value, found.origin);
-                Some(value)
-            }
-            Err(wrong) => {
-                let written = (!wrong.hidden).then_some(found.written.as_str());
-                let full = self.full(key);
-                self.reader.complain(&found.origin, &full, written, &wrong.right);
-                None
-            }
-        }
-    }
-
-    fn judge_or<T: Literal>(
-        &mut self,
-        key: &str,
-        found: Option<Found>,
-        default: T,
-        kind: impl Fn(&Value) -> Judged<T>,
-    ) -> T {
-        if let Some(found) = found {
-            return self.judge(key, found, kind).unwrap_or(default);
-        }
-        let inherited = self.inherits.and_then(|path| self.reader.origin_of(&format!("{path}.{key}")).cloned());
-        self.note(key, &default, inherited.unwrap_or(Origin::Default));
-        default
     }
 }
 
@@ -390,7 +129,7 @@ pub(super) fn variable(key: &str) -> Option<String> {
 }
 
 /// The candidate that `text` is most probably a misspelling of: at most one letter in three is wrong.
-fn closest<'c>(text: &str, candidates: impl Iterator<Item = &'c str>) -> Option<&'c str> {
+pub(super) fn closest<'c>(text: &str, candidates: impl Iterator<Item = &'c str>) -> Option<&'c str> {
     candidates
         .map(|candidate| (strsim::damerau_levenshtein(text, candidate), candidate))
         .min()

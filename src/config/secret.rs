@@ -81,7 +81,8 @@ pub enum KeyError {
 impl KeySource {
     /// Reads one secret: printable ASCII of at most 4 KiB, so that it fits into an HTTP header.
     ///
-    /// `env` looks a variable up: [`Environment::get`](super::Environment::get), or the process's own.
+    /// `env` looks a variable up: `|name| environment.get(name)` with the [`Environment`](super::Environment) that the
+    /// settings were loaded with.
     pub fn read(&self, env: impl Fn(&str) -> Option<OsString>) -> Result<Secret, KeyError> {
         let text = self.text(env)?;
         self.secret(&text)

@@ -8,9 +8,10 @@ use url::{Host, Url};
 use super::document::Branch;
 use super::find::{self, FoundKey};
 use super::hooks;
-use super::kind::{self, DAY, HOUR, MINUTE, SECOND};
-use super::literal::duration;
-use super::reader::{Reader, Section};
+use super::kind::{self, DAY, HOUR, MINUTE, SECOND, TENTH};
+use super::literal::{duration, excerpt};
+use super::reader::Reader;
+use super::section::Section;
 use super::{Account, Callbacks, Hook, Http, KeySource, Listen, Origin, Settings, Target};
 use crate::backoff::Policy;
 use crate::decide::Rules;
@@ -21,8 +22,6 @@ use crate::pace::Limits;
 const API: &str = "https://api.rendernet.ai";
 /// The name of the account that is `[api]`.
 const DEFAULT_ACCOUNT: &str = "default";
-
-const MS_100: Duration = Duration::from_millis(100);
 
 /// Reads everything. None when there is no sensible value to go on with; the reader has the problems.
 pub(super) fn settle(reader: &mut Reader<'_>, file: Branch) -> Option<Settings> {
@@ -72,7 +71,7 @@ fn database(root: &mut Section<'_, '_>) -> Option<PathBuf> {
         None => {
             root.lacks(
                 "database",
-                "must be set here, in $ASSETWATCH_DATABASE or by --database, since there is no $HOME",
+                "must be set in the file, by $ASSETWATCH_DATABASE or by --database, since there is no $HOME",
             );
             None
         }
@@ -85,9 +84,9 @@ fn rules(mut section: Section<'_, '_>) -> Rules {
     let rules = Rules {
         waiting_statuses: default.waiting_statuses,
         backoff: Policy {
-            initial: section.setting_or("initial", initial, kind::duration(MS_100..=HOUR)),
+            initial: section.setting_or("initial", initial, kind::duration(TENTH..=HOUR)),
             multiplier: section.setting_or("multiplier", multiplier, kind::number(1.0..=10.0)),
-            max: section.setting_or("max", max, kind::duration(MS_100..=DAY)),
+            max: section.setting_or("max", max, kind::duration(TENTH..=DAY)),
             jitter: section.setting_or("jitter", jitter, kind::number(0.0..=1.0)),
         },
         patience: section.setting_or("patience", default.patience, kind::duration(SECOND..=365 * DAY)),
@@ -113,11 +112,11 @@ fn all_accounts(
         rules,
     };
     let mut section = reader.section("api", api);
-    let key = secret(&mut section, "key_file", "key_env").unwrap_or_else(|| usual_key(&mut section));
+    let key = section.secret("key_file", "key_env").unwrap_or_else(|| usual_key(&mut section));
     let default = account(section, Account { key, ..built_in });
     let mut accounts = vec![default.clone()];
     for (name, branch) in others {
-        let mut section = reader.section(format!("accounts.{name}"), branch).inheriting("api");
+        let mut section = reader.section(format!("accounts.{}", excerpt(&name)), branch).inheriting("api");
         if name == DEFAULT_ACCOUNT {
             section.complain("must have another name: the account `default` is [api]");
         } else if !kind::is_name(&name) {
@@ -127,7 +126,7 @@ fn all_accounts(
         if !section.has("key_file") && !section.has("key_env") {
             section.complain("must have `key_file` or `key_env`: an account is a key of its own");
         }
-        let key = secret(&mut section, "key_file", "key_env").unwrap_or(KeySource::Absent);
+        let key = section.secret("key_file", "key_env").unwrap_or(KeySource::Absent);
         accounts.push(account(section, Account { name, key, ..default.clone() }));
     }
     Some(accounts)
@@ -138,7 +137,7 @@ fn account(mut section: Section<'_, '_>, default: Account) -> Account {
     let statuses = kind::list(1..=50, kind::status);
     let account = Account {
         url: section.setting_or("url", default.url, kind::api_url),
-        timeout: section.setting_or("timeout", default.timeout, kind::duration(MS_100..=10 * MINUTE)),
+        timeout: section.setting_or("timeout", default.timeout, kind::duration(TENTH..=10 * MINUTE)),
         limits: Limits {
             max_in_flight: section.setting_or("max_in_flight", max_in_flight, kind::count(1..=1_024)),
             rate: section.setting_or("rate", rate, kind::number(0.01..=100_000.0)),
@@ -151,26 +150,6 @@ fn account(mut section: Section<'_, '_>, default: Account) -> Account {
     };
     section.finish();
     account
-}
-
-/// A secret from a file or a variable, whose names are these two keys.
-pub(super) fn secret(
-    section: &mut Section<'_, '_>,
-    file_key: &'static str,
-    env_key: &'static str,
-) -> Option<KeySource> {
-    // Whoever overrides the one means to replace the other, too.
-    for (key, other) in [(file_key, env_key), (env_key, file_key)] {
-        if section.overrides(key) {
-            section.forget(other);
-        }
-    }
-    let file = section.path(file_key);
-    let env = section.setting(env_key, kind::secret_variable);
-    if file.is_some() && env.is_some() {
-        section.blame(env_key, &format!("must not be beside `{file_key}`: a secret has one place"));
-    }
-    file.map(KeySource::File).or(env.map(KeySource::Env))
 }
 
 fn usual_key(section: &mut Section<'_, '_>) -> KeySource {
@@ -197,7 +176,7 @@ fn http_server(mut section: Section<'_, '_>) -> Option<Http> {
 fn callbacks_of(reader: &mut Reader<'_>, branch: Branch) -> Option<Callbacks> {
     let is_written = branch.line > 0;
     let mut section = reader.section("callbacks", branch);
-    let secrets = secret(&mut section, "secret_file", "secret_env");
+    let secrets = section.secret("secret_file", "secret_env");
     let allow_nets = section.written_or("allow_nets", Vec::new(), kind::list(0..=1_000, kind::net));
     let allow_http = section.setting_or("allow_http", false, kind::truth);
     section.finish();
@@ -238,7 +217,7 @@ fn check_hook(settings: &Settings, hook: &Hook, reader: &mut Reader<'_>) {
     let Subscription { hook: name, accounts, .. } = &hook.subscription;
     let names: Vec<&str> = settings.accounts.iter().map(|account| account.name.as_str()).collect();
     if let Some(unknown) = accounts.iter().find(|account| !names.contains(&account.as_str())) {
-        let text = format!("must name configured accounts ({}); there is no `{unknown}`", names.join(", "));
+        let text = format!("must name configured accounts ({}); there is no `{unknown}`", excerpt(&names.join(", ")));
         reader.blame(&format!("hooks.{name}.accounts"), &text);
     }
     if let Target::Command(command) = &hook.target {
@@ -261,17 +240,16 @@ fn warn(settings: &Settings, reader: &mut Reader<'_>) {
         let waits = |word: &String| settings.accounts.iter().all(|a| a.rules.waiting_statuses.contains(word));
         let never = on.iter().find(|topic| matches!(topic, Topic::Status(word) if word != "processing" && waits(word)));
         if let Some(topic) = never {
-            reader
-                .warn(&format!("hooks.{hook}.on"), &format!("`{topic}` is never told: it is one of waiting_statuses"));
+            let text = format!("`{topic}` is never told: it is one of waiting_statuses");
+            reader.warn(&format!("hooks.{hook}.on"), &text);
         }
     }
     if settings.http.is_some() {
         reader.warn("http.listen", "this version does not serve HTTP yet; nothing listens there");
     }
     if settings.callbacks.is_some() {
-        reader
-            .warnings
-            .push("[callbacks]: this version does not deliver callbacks yet; the table has no effect".into());
+        let text = "[callbacks]: this version does not deliver callbacks yet; the table has no effect";
+        reader.warnings.push(text.into());
     }
 }
 

@@ -1,0 +1,241 @@
+//! `cargo bench`: how many polls a second the daemon makes, each outcome on the disk before anything acts on it, against
+//! a bare reqwest loop with the same concurrency against the same server; and what a waiting watch costs in memory.
+//!
+//! Server, daemon and loop are processes of their own. The two sides take turns, and what is compared is the ratio of
+//! each turn, since a machine's speed drifts.
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use rusqlite::Connection;
+
+const POLLS: usize = 20_000;
+const CONCURRENCY: usize = 64;
+const TURNS: usize = 5;
+const FEW: usize = 100;
+const MANY: usize = 100_000;
+
+fn main() {
+    let args: Vec<String> = std::env::args().collect();
+    match args.get(1).map(String::as_str) {
+        Some("serve") => serve(),
+        Some("bare") => bare(&args[2]),
+        _ => compare(),
+    }
+}
+
+fn compare() {
+    let mut server = child(&["serve"]);
+    let url = first_line(&mut server);
+    let place = tempfile::tempdir().unwrap();
+    println!("{POLLS} polls, {CONCURRENCY} in flight, {TURNS} turns; both against the same server on loopback\n");
+    println!("{:>4} {:>16} {:>16} {:>7} {:>20} {:>20}", "turn", "daemon polls/s", "bare polls/s", "ratio", "daemon CPU µs/poll", "bare CPU µs/poll");
+    let mut ratios: Vec<f64> = (1..=TURNS)
+        .map(|turn| {
+            let daemon = daemon_turn(place.path(), &url, turn);
+            let bare = bare_turn(&url);
+            let ratio = daemon.rate() / bare.rate();
+            println!(
+                "{turn:>4} {:>16.0} {:>16.0} {ratio:>7.2} {:>20.0} {:>20.0}",
+                daemon.rate(),
+                bare.rate(),
+                daemon.cpu_micros(),
+                bare.cpu_micros()
+            );
+            ratio
+        })
+        .collect();
+    ratios.sort_by(f64::total_cmp);
+    println!("\ndurable polls a second against a bare loop: median ratio {:.2}", ratios[TURNS / 2]);
+    let (few, many) = (waiting_memory(place.path(), &url, FEW), waiting_memory(place.path(), &url, MANY));
+    println!("resident memory with {FEW} waiting watches: {few:.1} MiB; with {MANY}: {many:.1} MiB; difference {:.1} MiB", many - few);
+    server.kill().unwrap();
+}
+
+struct Turn {
+    took: Duration,
+    cpu: Duration,
+}
+
+impl Turn {
+    fn rate(&self) -> f64 {
+        POLLS as f64 / self.took.as_secs_f64()
+    }
+
+    fn cpu_micros(&self) -> f64 {
+        self.cpu.as_secs_f64() * 1e6 / POLLS as f64
+    }
+}
+
+/// From the daemon's first claim until all watches have settled, as another process sees it.
+fn daemon_turn(place: &Path, url: &str, turn: usize) -> Turn {
+    let database = database(place, &format!("turn-{turn}"), POLLS, 0);
+    let connection = Connection::open(&database).unwrap();
+    let before = server_count(url);
+    let mut daemon = daemon(place, url, &database);
+    while server_count(url) == before {
+        std::thread::yield_now();
+    }
+    let started = Instant::now();
+    let waiting = "SELECT EXISTS (SELECT 1 FROM watches WHERE state = 'waiting')";
+    while connection.query_row(waiting, [], |row| row.get::<_, bool>(0)).unwrap() {
+        pause(5);
+    }
+    let took = started.elapsed();
+    let cpu = cpu(daemon.id());
+    stop(&mut daemon);
+    Turn { took, cpu }
+}
+
+fn bare_turn(url: &str) -> Turn {
+    let mut loop_ = child(&["bare", url]);
+    let line = first_line(&mut loop_);
+    let numbers: Vec<f64> = line.split(' ').map(|number| number.parse().unwrap()).collect();
+    loop_.wait().unwrap();
+    Turn { took: Duration::from_secs_f64(numbers[0]), cpu: Duration::from_secs_f64(numbers[1]) }
+}
+
+/// Resident memory, in MiB, of a daemon whose watches wait for later.
+fn waiting_memory(place: &Path, url: &str, count: usize) -> f64 {
+    let later = now_millis() + 30 * 60 * 1_000;
+    let database = database(place, &format!("waiting-{count}"), count, later);
+    let mut daemon = daemon(place, url, &database);
+    let connection = Connection::open(&database).unwrap();
+    while !connection.query_row("SELECT EXISTS (SELECT 1 FROM daemons)", [], |row| row.get::<_, bool>(0)).unwrap() {
+        pause(20);
+    }
+    // Some turns of its loop and a few looks at the database.
+    pause(5_000);
+    let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.id())).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    let kib: f64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
+    stop(&mut daemon);
+    kib / 1024.0
+}
+
+/// A database with so many waiting watches, made by the program itself and filled as any other program would.
+fn database(place: &Path, name: &str, count: usize, due_at: i64) -> PathBuf {
+    let path = place.join(format!("{name}.db"));
+    let made = assetwatch().arg("--database").arg(&path).arg("list").status().unwrap();
+    assert!(made.success());
+    let mut connection = Connection::open(&path).unwrap();
+    let transaction = connection.transaction().unwrap();
+    for number in 0..count {
+        let values = rusqlite::params![format!("asset-{number}"), due_at];
+        transaction.execute("INSERT INTO watches (asset_id, due_at) VALUES (?1, ?2)", values).unwrap();
+    }
+    transaction.commit().unwrap();
+    path
+}
+
+fn daemon(place: &Path, url: &str, database: &Path) -> Child {
+    let config = place.join("config.toml");
+    let text = format!("[api]\nurl = \"{url}\"\nkey_env = \"KEY\"\nrate = 100000\nmax_in_flight = {CONCURRENCY}\n");
+    std::fs::write(&config, text).unwrap();
+    let mut command = assetwatch();
+    command.arg("--config").arg(config).arg("--database").arg(database).args(["run", "-q"]);
+    command.env("KEY", "key").spawn().unwrap()
+}
+
+fn assetwatch() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_assetwatch"))
+}
+
+fn child(args: &[&str]) -> Child {
+    Command::new(std::env::current_exe().unwrap()).args(args).stdout(Stdio::piped()).spawn().unwrap()
+}
+
+fn first_line(child: &mut Child) -> String {
+    let mut line = String::new();
+    BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+    line.trim().to_owned()
+}
+
+fn stop(daemon: &mut Child) {
+    let pid = rustix::process::Pid::from_child(daemon);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    assert!(daemon.wait().unwrap().success());
+}
+
+/// User and system time of a process, from `/proc` (in ticks of 10 ms).
+fn cpu(pid: u32) -> Duration {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+    let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
+    Duration::from_millis(ticks * 10)
+}
+
+#[expect(clippy::disallowed_methods, reason = "a benchmark waits for other processes")]
+fn pause(millis: u64) {
+    std::thread::sleep(Duration::from_millis(millis));
+}
+
+#[expect(clippy::disallowed_methods, reason = "a benchmark has no other clock")]
+fn now_millis() -> i64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    since.as_millis().try_into().unwrap()
+}
+
+/// How many assets the server has been asked for.
+fn server_count(url: &str) -> usize {
+    let address = url.trim_start_matches("http://");
+    let mut stream = std::net::TcpStream::connect(address).unwrap();
+    stream.write_all(b"GET /count HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    std::io::Read::read_to_string(&mut stream, &mut answer).unwrap();
+    answer.rsplit("\r\n").next().unwrap().parse().unwrap()
+}
+
+/// An API in which everything is active.
+#[tokio::main]
+async fn serve() {
+    use axum::extract::Path;
+    use axum::routing::get;
+    static ASKED: AtomicUsize = AtomicUsize::new(0);
+    let asset = async |Path(id): Path<String>| {
+        ASKED.fetch_add(1, Ordering::Relaxed);
+        let body = format!(
+            r#"{{"data":{{"id":"{id}","status":"active","type":"image","url":"https://cdn.example/{id}","size":{{"width":512,"height":512}}}},"err":{{}}}}"#
+        );
+        ([("content-type", "application/json")], body)
+    };
+    let router = axum::Router::new()
+        .route("/pub/v2/assets/{id}", get(asset))
+        .route("/count", get(async || ASKED.load(Ordering::Relaxed).to_string()));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    println!("http://{}", listener.local_addr().unwrap());
+    axum::serve(listener, router).await.unwrap();
+}
+
+/// What is left when everything but the requests is taken away.
+#[tokio::main]
+async fn bare(url: &str) {
+    let client = assetwatch::client::builder(Duration::from_secs(10)).build().unwrap();
+    let next = Arc::new(AtomicUsize::new(0));
+    let started = Instant::now();
+    let workers: Vec<_> = (0..CONCURRENCY)
+        .map(|_| {
+            let (client, next, url) = (client.clone(), Arc::clone(&next), url.to_owned());
+            tokio::spawn(async move {
+                loop {
+                    let number = next.fetch_add(1, Ordering::Relaxed);
+                    if number >= POLLS {
+                        return;
+                    }
+                    let request = client.get(format!("{url}/pub/v2/assets/asset-{number}"));
+                    let answer = request.header("x-api-key", "key").send().await.unwrap().bytes().await.unwrap();
+                    let answer: serde_json::Value = serde_json::from_slice(&answer).unwrap();
+                    assert_eq!(answer["data"]["status"], "active");
+                }
+            })
+        })
+        .collect();
+    for worker in workers {
+        worker.await.unwrap();
+    }
+    println!("{} {}", started.elapsed().as_secs_f64(), cpu(std::process::id()).as_secs_f64());
+}
