@@ -177,9 +177,11 @@ impl Poller {
         let telling = Telling { install_id: self.store.install_id(), subscriptions: &self.subscriptions };
         let previous = before.asset.status.as_deref();
         let events: Vec<Event> = facts.iter().map(|fact| Event::new(fact, &after, previous, now, &telling)).collect();
-        match insist(|| self.store.record(after.clone(), events.clone())).await {
+        let outcome = Arc::new((after, events));
+        let (after, events) = &*outcome;
+        match insist(|| self.store.record(Arc::clone(&outcome))).await {
             Ok(()) => {
-                self.log(&after, now);
+                self.log(after, now);
                 if events.iter().any(|event| !event.hooks.is_empty()) {
                     self.told.wake();
                 }

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use rusqlite::{Connection, params};
+use rusqlite::{Connection, Row, params};
 
 use super::{Lane, StoreError, Terms};
 use crate::clock::Timestamp;
@@ -33,15 +33,15 @@ pub(super) fn only(terms: &Terms) -> Result<Option<String>, StoreError> {
     json.map_err(|error| StoreError::Broken(error.to_string()))
 }
 
-/// The ids to claim in a lane, at most its room: expired leases, then what is due, oldest first, then what a clock that
-/// was set back since has put out of reach.
-pub(super) fn due(
+/// The rows to claim in a lane, at most its room, as `read` makes them out of `columns` (the id first): expired leases,
+/// then what is due, oldest first, then what a clock that was set back since has put out of reach.
+pub(super) fn due<T>(
     connection: &Connection,
     line: &Line,
-    lane: &Lane,
-    terms: &Terms,
-    only: Option<&str>,
-) -> Result<Vec<i64>, StoreError> {
+    (lane, terms, only): (&Lane, &Terms, Option<&str>),
+    columns: &str,
+    read: impl Fn(&Row<'_>) -> rusqlite::Result<T>,
+) -> Result<Vec<(i64, T)>, StoreError> {
     let Line { table, lane: column, watch, in_order } = line;
     let late_lease = terms.now + LONGEST_LEASE;
     let sorts = [
@@ -52,26 +52,27 @@ pub(super) fn due(
     ];
     // One more, to have another one than the one to avoid.
     let room = lane.room as usize + usize::from(lane.avoid.is_some());
-    let mut ids: Vec<i64> = Vec::new();
+    let mut rows = Vec::new();
     for (which, instant, test, bound) in sorts {
         let sql = format!(
-            "SELECT id FROM {table} AS due
+            "SELECT {columns} FROM {table} AS due
              WHERE {column} = ?1 AND {which} AND {instant} {test} ?2
                AND (?4 IS NULL OR {watch} IN (SELECT value FROM json_each(?4))) {in_order}
              ORDER BY {instant} LIMIT ?3"
         );
-        let left = i64::try_from(room.saturating_sub(ids.len())).unwrap_or(i64::MAX);
+        let left = i64::try_from(room.saturating_sub(rows.len())).unwrap_or(i64::MAX);
         let mut statement = connection.prepare_cached(&sql)?;
-        let found = statement.query_map(params![lane.name, bound.as_millis(), left, only], |row| row.get(0))?;
-        for id in found {
-            ids.push(id?);
+        let found = statement
+            .query_map(params![lane.name, bound.as_millis(), left, only], |row| Ok((row.get(0)?, read(row)?)))?;
+        for row in found {
+            rows.push(row?);
         }
     }
-    if let (Some(avoid), true) = (lane.avoid, ids.len() > 1) {
-        ids.retain(|id| *id != avoid);
+    if let (Some(avoid), true) = (lane.avoid, rows.len() > 1) {
+        rows.retain(|(id, _)| *id != avoid);
     }
-    ids.truncate(lane.room as usize);
-    Ok(ids)
+    rows.truncate(lane.room as usize);
+    Ok(rows)
 }
 
 /// When the first free row of a lane is due or its first lease expires.

@@ -249,19 +249,20 @@ pub(super) fn tell(connection: &Connection, event: &Event) -> Result<(), StoreEr
     let told = connection
         .prepare_cached(
             "INSERT INTO events (id, watch_id, type, body, created_at) VALUES (?1, ?2, ?3, ?4, ?5)
-             ON CONFLICT (id) DO NOTHING",
+             ON CONFLICT (watch_id, type) DO NOTHING",
         )?
         .execute(params![event.id, event.watch_id, event.event_type, event.body, at])?;
     if told == 0 {
         return Ok(());
     }
+    let seq = connection.last_insert_rowid();
     for hook in &event.hooks {
         supersede(connection, event, hook)?;
         connection
             .prepare_cached(
-                "INSERT INTO deliveries (event_id, hook, watch_id, due_at, created_at) VALUES (?1, ?2, ?3, ?4, ?4)",
+                "INSERT INTO deliveries (event_seq, hook, watch_id, due_at, created_at) VALUES (?1, ?2, ?3, ?4, ?4)",
             )?
-            .execute(params![event.id, hook, event.watch_id, at])?;
+            .execute(params![seq, hook, event.watch_id, at])?;
     }
     Ok(())
 }
@@ -276,7 +277,7 @@ fn supersede(connection: &Connection, event: &Event, hook: &str) -> Result<(), S
             "UPDATE deliveries SET state = 'dead', due_at = NULL, finished_at = ?3,
                  last_error = 'superseded: the asset has ended since'
              WHERE watch_id = ?1 AND hook = ?2 AND state IN ('waiting', 'held') AND lease_until IS NULL
-               AND event_id IN (SELECT id FROM events WHERE watch_id = ?1 AND type = 'asset.processing')",
+               AND event_seq IN (SELECT seq FROM events WHERE watch_id = ?1 AND type = 'asset.processing')",
         )?
         .execute(params![event.watch_id, hook, event.created_at.as_millis()])?;
     Ok(())
@@ -288,9 +289,9 @@ fn claim_lane(
     terms: &Terms,
     only: Option<&str>,
 ) -> Result<Claimed<Parcel>, StoreError> {
-    let due = lease::due(connection, &LINE, lane, terms, only)?;
+    let due = lease::due(connection, &LINE, (lane, terms, only), "id", |_| Ok(()))?;
     let until = terms.now + lane.lease;
-    let rows = due.iter().map(|id| lease_one(connection, *id, terms, until)).collect::<Result<_, _>>()?;
+    let rows = due.iter().map(|(id, ())| lease_one(connection, *id, terms, until)).collect::<Result<_, _>>()?;
     let next_due = lease::next_due(connection, &LINE, &lane.name, only)?;
     Ok(Claimed { lane: lane.name.clone(), rows, next_due, alone: false })
 }
@@ -312,8 +313,8 @@ fn lease_one(connection: &Connection, id: i64, terms: &Terms, until: Timestamp) 
         .prepare_cached("INSERT INTO attempts (delivery_id, number, owner, started_at) VALUES (?1, ?2, ?3, ?4)")?
         .execute(params![id, delivery.attempts, terms.owner, terms.now.as_millis()])?;
     let (event_type, body) = connection
-        .prepare_cached("SELECT type, body FROM events WHERE id = ?1")?
-        .query_row([&delivery.event_id], |row| Ok((Columns { row, at: 0 }.text()?, row.get(1)?)))?;
+        .prepare_cached("SELECT type, body FROM events WHERE seq = (SELECT event_seq FROM deliveries WHERE id = ?1)")?
+        .query_row([id], |row| Ok((Columns { row, at: 0 }.text()?, row.get(1)?)))?;
     Ok(Parcel { number: delivery.attempts, delivery, event_type, body })
 }
 

@@ -16,7 +16,7 @@ pub(super) const WATCH: &str = "id, asset_id, account, state, due_at, generation
      waiting_at, settled_at, lost_base";
 
 /// The columns that [`delivery`] reads, in its order.
-pub(super) const DELIVERY: &str = "id, event_id, hook, state, due_at, generation, attempts, failures, last_error, \
+pub(super) const DELIVERY: &str = "id, (SELECT id FROM events WHERE seq = event_seq), hook, state, due_at, generation, attempts, failures, last_error, \
      created_at, finished_at";
 
 pub(super) fn watch(row: &Row<'_>) -> Result<Watch> {

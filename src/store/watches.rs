@@ -1,5 +1,6 @@
 //! Watches: adding, claiming, recording, looking.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use rusqlite::types::Value;
@@ -102,12 +103,12 @@ impl Store {
     }
 
     /// Writes a watch as it stands after a poll, with the events that tell of it and one delivery for each of their
-    /// hooks, all or nothing, if `after.generation` still holds the lease.
+    /// hooks, all or nothing, if its generation still holds the lease.
     ///
     /// # Errors
     /// [`StoreError::LeaseLost`] when somebody else has claimed the watch since, or it has ended.
-    pub async fn record(&self, after: Watch, events: Vec<Event>) -> Result<(), StoreError> {
-        self.write(move |connection| update(connection, &after, &events)).await
+    pub async fn record(&self, outcome: Arc<(Watch, Vec<Event>)>) -> Result<(), StoreError> {
+        self.write(move |connection| update(connection, &outcome.0, &outcome.1)).await
     }
 
     /// Ends a waiting watch by hand: `rule` makes what is written out of what stands there, in the same transaction.
@@ -266,15 +267,19 @@ fn claim_lane(
     terms: &Terms,
     only: Option<&str>,
 ) -> Result<Claimed<Watch>, StoreError> {
-    let due = lease::due(connection, &LINE, lane, terms, only)?;
-    let sql = format!(
-        "UPDATE watches SET lease_owner = ?2, lease_until = ?3, generation = generation + 1
-         WHERE id = ?1 RETURNING {WATCH}"
-    );
-    let mut lease = connection.prepare_cached(&sql)?;
-    let until = (terms.now + lane.lease).as_millis();
-    let rows =
-        due.iter().map(|id| lease.query_row(params![id, terms.owner, until], watch)).collect::<Result<Vec<_>, _>>()?;
+    let due = lease::due(connection, &LINE, (lane, terms, only), WATCH, watch)?;
+    let until = terms.now + lane.lease;
+    // Not with RETURNING, which goes by way of a table of its own: what is written is known.
+    let mut lease = connection
+        .prepare_cached("UPDATE watches SET lease_owner = ?2, lease_until = ?3, generation = ?4 WHERE id = ?1")?;
+    let mut rows = Vec::with_capacity(due.len());
+    for (id, mut watch) in due {
+        watch.generation += 1;
+        watch.lease_owner = Some(terms.owner.clone());
+        watch.lease_until = Some(until);
+        lease.execute(params![id, terms.owner, until.as_millis(), watch.generation])?;
+        rows.push(watch);
+    }
     let waiting: i64 = connection
         .prepare_cached(
             "SELECT count(*) FROM (SELECT 1 FROM watches WHERE account = ?1 AND state = 'waiting' LIMIT 2)",

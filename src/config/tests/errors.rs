@@ -197,6 +197,7 @@ fn accounts() {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "a table")]
 fn hooks() {
     refused(&[
         ("[hooks]\nname = 'h'", ":1: hooks: must be tables: [[hooks]] on its own line before each one's keys"),

@@ -13,6 +13,7 @@ fn read(text: &str) -> Result<Settings, ConfigError> {
 }
 
 /// Lines that are nearly right, so that every reader is reached.
+#[expect(clippy::too_many_lines, reason = "a table")]
 fn line() -> impl Strategy<Value = String> {
     let table = prop::sample::select(
         &["[api]", "[accounts.a]", "[backoff]", "[http]", "[callbacks]", "[[hooks]]", "[hooks]"][..],
