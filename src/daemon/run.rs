@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::task::JoinSet;
+use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use super::engine::{Engine, EngineError};
 use crate::config::Settings;
@@ -34,7 +35,8 @@ pub async fn run(
     let mut heartbeat = interval(HEARTBEAT);
     heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut beats = 0;
-    let mut retired = Vec::new();
+    // Engines that a reload has replaced, while what they have in flight ends.
+    let mut retired = JoinSet::new();
     loop {
         tokio::select! {
             biased;
@@ -46,7 +48,7 @@ pub async fn run(
                     if let Some((new_settings, new_engine)) = next {
                         let old = std::mem::replace(&mut engine, new_engine);
                         old.drain();
-                        retired.push(tokio::spawn(old.stop(settings.grace, std::future::pending())));
+                        retired.spawn(old.stop(settings.grace, std::future::pending()));
                         settings = new_settings;
                     }
                     systemd::ready(&describe(&control).await);
@@ -58,15 +60,25 @@ pub async fn run(
                 if beats % STATUS_EVERY == 0 {
                     systemd::status(&describe(&control).await);
                 }
-                retired.retain(|stop: &tokio::task::JoinHandle<_>| !stop.is_finished());
+            }
+            Some(_) = retired.join_next() => {
+                // Its last attempts may have been of a hook that is gone.
+                if let Err(error) = adopt_hooks(&control, &settings).await {
+                    tracing::warn!("deliveries of hooks that are gone were not held: {error}");
+                }
             }
             why = engine.ended() => anyhow::bail!(why),
         }
     }
-    stop(engine, &settings, &mut signals).await
+    stop(engine, retired, &settings, &mut signals).await
 }
 
-async fn stop(engine: Engine, settings: &Settings, signals: &mut Signals) -> anyhow::Result<()> {
+async fn stop(
+    engine: Engine,
+    mut retired: JoinSet<Result<(), StoreError>>,
+    settings: &Settings,
+    signals: &mut Signals,
+) -> anyhow::Result<()> {
     systemd::stopping();
     tracing::info!("stopping: no more claims, what is in flight may end; a second signal ends it at once");
     let second = async {
@@ -74,6 +86,8 @@ async fn stop(engine: Engine, settings: &Settings, signals: &mut Signals) -> any
         tracing::warn!("a second signal: what is in flight is ended");
     };
     engine.stop(settings.grace, second).await?;
+    // They have had their grace already; a second signal has ended it.
+    while timeout(settings.grace, retired.join_next()).await.is_ok_and(|ended| ended.is_some()) {}
     tracing::info!("stopped");
     Ok(())
 }
@@ -87,10 +101,14 @@ async fn start(control: &Control, settings: &Settings, before: Option<&Engine>) 
         ..control.clone()
     };
     let engine = Engine::start(&control, settings, None, before).await?;
-    let hooks = settings.hooks.iter().map(|hook| hook.subscription.hook.clone()).collect();
-    control.store.adopt_hooks(hooks, control.clock.now()).await?;
+    adopt_hooks(&control, settings).await?;
     beat(&control, &engine).await;
     Ok(engine)
+}
+
+async fn adopt_hooks(control: &Control, settings: &Settings) -> Result<(), StoreError> {
+    let hooks = settings.hooks.iter().map(|hook| hook.subscription.hook.clone()).collect();
+    control.store.adopt_hooks(hooks, control.clock.now()).await
 }
 
 /// The new settings and what runs by them, unless there is something wrong with them: then the old ones stay.
