@@ -23,6 +23,8 @@ pub const LARGEST_ANSWER: usize = 1024 * 1024;
 const LARGEST_ERROR: usize = 16 * 1024;
 /// The longest text that is taken from an error.
 const LONGEST_ERROR: usize = 300;
+/// A shorter key is not looked for in what the API says.
+const SHORTEST_SECRET: usize = 6;
 /// The longest status and type that are taken for words.
 const LONGEST_WORD: usize = 64;
 /// The longest URL that is taken.
@@ -85,8 +87,10 @@ impl Api {
             Ok(response) => observe(asset_id, response, self.clock.now()).await,
             Err(error) => Observation::Unavailable { error: client::reason(error) },
         };
-        // Some servers repeat the key that they refuse, and what they say goes to logs and to the database.
-        if let (Some(text), Ok(key)) = (observation.text_mut(), key.to_str()) {
+        // Some servers repeat the key that they refuse, and what they say goes to logs and to the database. A very
+        // short one is no secret, and a piece of many words.
+        let key = key.to_str().ok().filter(|key| key.len() >= SHORTEST_SECRET);
+        if let (Some(text), Some(key)) = (observation.text_mut(), key) {
             *text = text.replace(key, "***");
         }
         observation
