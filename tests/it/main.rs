@@ -1,6 +1,8 @@
 //! Tests at the outside: the real binary, a real SQLite file, real sockets and real child processes.
 
 #[cfg(test)]
+mod answers;
+#[cfg(test)]
 mod flow;
 #[cfg(test)]
 mod layers;
