@@ -7,4 +7,6 @@ mod flow;
 #[cfg(test)]
 mod layers;
 #[cfg(test)]
+mod prism;
+#[cfg(test)]
 mod rig;

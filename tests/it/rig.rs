@@ -41,6 +41,11 @@ pub const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 impl Place {
     /// A place whose configuration names `api`, backs off quickly, and goes on with `more` (TOML).
     pub fn new(api: &Server, more: &str) -> Self {
+        Self::at(&api.url(), more)
+    }
+
+    /// A place whose configuration names an API at this address.
+    pub fn at(api: &str, more: &str) -> Self {
         let place = Self { directory: tempfile::tempdir().unwrap() };
         std::fs::write(place.path("key"), format!("{KEY}\n")).unwrap();
         std::fs::write(place.path("secret"), format!("{SECRET}\n")).unwrap();
@@ -49,12 +54,12 @@ impl Place {
     }
 
     /// Writes the configuration anew.
-    pub fn configure(&self, api: &Server, more: &str) {
+    pub fn configure(&self, api: &str, more: &str) {
         let text = format!(
             "database = \"assetwatch.db\"\ngrace = \"2s\"\n\
              [api]\nurl = \"{}\"\nkey_file = \"key\"\nrate = 10000\ntimeout = \"2s\"\n\
              [backoff]\ninitial = \"100ms\"\nmax = \"400ms\"\n{more}",
-            api.url()
+            api
         );
         std::fs::write(self.config(), text).unwrap();
     }
