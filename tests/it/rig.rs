@@ -7,7 +7,7 @@ use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-pub use daemon::{Daemon, Run, run};
+pub use daemon::{Daemon, run, run_with};
 pub use server::{Reply, Request, Server};
 
 /// Longer than anything takes that works, even on a busy machine.
