@@ -357,8 +357,8 @@ pub fn longest_gap(schedule: &[Duration]) -> Duration {
 pub enum Verdict {
     /// The hook has it.
     Delivered,
-    /// It is attempted again; `hold` closes the whole hook until then.
-    Again { due_at: Timestamp, failures: i64, error: String, hold: bool },
+    /// It is attempted again. The whole hook is left alone for `hold`, if the receiver asked for that.
+    Again { due_at: Timestamp, failures: i64, error: String, hold: Option<Duration> },
     /// It is given up on.
     Dead { error: String },
     /// It waits for a person to change something.
@@ -383,12 +383,12 @@ pub fn after_attempt(
         Outcome::Failed { error, not_before } => {
             let gap = usize::try_from(delivery.failures).ok().and_then(|failures| schedule.get(failures));
             let Some(gap) = gap else { return Verdict::Dead { error: error.clone() } };
-            let wait = not_before.unwrap_or_default().min(LONGEST_HOOK_WAIT);
+            let hold = not_before.map(|wait| wait.min(LONGEST_HOOK_WAIT));
             Verdict::Again {
-                due_at: now + gap.mul_f64(1.0 + LATENESS * roll).max(wait),
+                due_at: now + gap.mul_f64(1.0 + LATENESS * roll).max(hold.unwrap_or_default()),
                 failures: delivery.failures + 1,
                 error: error.clone(),
-                hold: not_before.is_some(),
+                hold,
             }
         }
     }

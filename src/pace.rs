@@ -218,10 +218,10 @@ impl Pace {
         }
     }
 
-    /// Notes that a request ended without an answer to learn from: it was interrupted.
-    pub fn dropped(&mut self) {
+    /// Notes that a request about `watch` ended without an answer to learn from: it was interrupted.
+    pub fn dropped(&mut self, watch: i64) {
         self.in_flight = self.in_flight.saturating_sub(1);
-        self.probing = false;
+        self.probing &= !self.is_probe(watch);
     }
 
     /// Notes what a poll of `watch` said about the account.
@@ -248,16 +248,16 @@ impl Pace {
                 match self.closure() {
                     Some(Closure::Broken) => self.open(now),
                     // Some servers throttle before they look at the key.
-                    Some(Closure::Unauthorized | Closure::Unpaid) => self.probe_later(now),
+                    Some(Closure::Unauthorized | Closure::Unpaid) => self.probe_later(watch, now),
                     None => None,
                 }
             }
-            Sign::Unauthorized => self.close(Closure::Unauthorized, now),
-            Sign::Unpaid => self.close(Closure::Unpaid, now),
-            Sign::Strained if self.shut.is_some() => self.probe_later(now),
+            Sign::Unauthorized => self.close(Closure::Unauthorized, watch, now),
+            Sign::Unpaid => self.close(Closure::Unpaid, watch, now),
+            Sign::Strained if self.shut.is_some() => self.probe_later(watch, now),
             Sign::Strained => {
                 let enough = self.strained >= BREAK_AFTER && (self.several_strained || alone);
-                enough.then(|| self.close(Closure::Broken, now)).flatten()
+                enough.then(|| self.close(Closure::Broken, watch, now)).flatten()
             }
         }
     }
@@ -347,15 +347,15 @@ impl Pace {
         self.rate = self.rate.min(self.limits.rate);
     }
 
-    fn close(&mut self, why: Closure, now: Tick) -> Option<Turn> {
+    fn close(&mut self, why: Closure, watch: i64, now: Tick) -> Option<Turn> {
         self.last_answered = None;
         match &mut self.shut {
-            Some(shut) if shut.why == why => self.probe_later(now),
+            Some(shut) if shut.why == why => self.probe_later(watch, now),
             Some(shut) => {
                 // A breaker that was open, and now the key is refused: another reason, and still the same closed time.
                 shut.why = why;
                 shut.probes = 0;
-                self.probe_later(now);
+                self.probe_later(watch, now);
                 Some(Turn::Closed(why))
             }
             None => {
@@ -368,14 +368,22 @@ impl Pace {
     }
 
     /// Only a probe moves the next one: what was in flight when the account closed says nothing new.
-    fn probe_later(&mut self, now: Tick) -> Option<Turn> {
-        if let (true, Some(shut)) = (self.probing, &mut self.shut) {
+    fn probe_later(&mut self, watch: i64, now: Tick) -> Option<Turn> {
+        if !self.is_probe(watch) {
+            return None;
+        }
+        self.probing = false;
+        if let Some(shut) = &mut self.shut {
             let gaps = shut.why.probes();
             shut.next_probe = now + gaps[shut.probes.min(gaps.len() - 1)];
             shut.probes += 1;
         }
-        self.probing = false;
         None
+    }
+
+    /// Older requests may still be in flight beside the probe.
+    fn is_probe(&self, watch: i64) -> bool {
+        self.probing && self.last_probed == Some(watch)
     }
 
     fn open(&mut self, now: Tick) -> Option<Turn> {
@@ -391,3 +399,6 @@ impl Pace {
         Some(Turn::Opened { after: shut.why, lost })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -73,20 +73,21 @@ impl Account {
 /// A request that is under way; if its worker is dropped, the account has its slot back.
 struct InFlight<'a> {
     account: &'a Account,
+    watch: i64,
     ended: bool,
 }
 
 impl InFlight<'_> {
-    fn end(mut self, watch: i64, sign: Sign, alone: bool, clock: &Clock) -> Option<Turn> {
+    fn end(mut self, sign: Sign, alone: bool, clock: &Clock) -> Option<Turn> {
         self.ended = true;
-        self.account.pace().ended(watch, sign, alone, clock.tick())
+        self.account.pace().ended(self.watch, sign, alone, clock.tick())
     }
 }
 
 impl Drop for InFlight<'_> {
     fn drop(&mut self) {
         if !self.ended {
-            self.account.pace().dropped();
+            self.account.pace().dropped(self.watch);
         }
     }
 }
@@ -121,7 +122,7 @@ impl Work for Poller {
     async fn work(self: Arc<Self>, lane: String, (watch, alone): Self::Item) {
         // A lane that was claimed from is one of ours.
         let Some(account) = self.accounts.get(&lane) else { return };
-        let in_flight = InFlight { account, ended: false };
+        let in_flight = InFlight { account, watch: watch.id, ended: false };
         let mut observation = (account.poll)(watch.asset_id.clone()).await;
         let (now, tick) = (self.clock.now(), self.clock.tick());
         let (others_answered, lost) = {
@@ -133,7 +134,7 @@ impl Work for Poller {
         let moment = Moment { now, roll: self.dice.roll(), lost, others_answered };
         let decision = decide::after_poll(&watch, observation, &account.rules, &moment);
         let (after, facts) = decide::apply(&watch, decision, lost, now);
-        let turn = in_flight.end(watch.id, sign, alone, &self.clock);
+        let turn = in_flight.end(sign, alone, &self.clock);
         self.wake.wake();
         if let Some(turn) = turn {
             self.turned(account, turn, &said).await;

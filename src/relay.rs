@@ -124,9 +124,10 @@ impl Work for Relay {
         let attempt = (self.perform)(parcel.clone()).await;
         let now = self.clock.now();
         let verdict = decide::after_attempt(&parcel.delivery, &attempt, &hook.schedule, now, self.dice.roll());
-        if let Verdict::Again { due_at, hold: true, .. } = &verdict {
+        if let Verdict::Again { hold: Some(hold), .. } = &verdict {
+            // Not until this delivery's own next attempt, which may be hours later by its schedule.
             let mut standing = hook.standing();
-            standing.held_until = standing.held_until.max(self.clock.tick() + due_at.since(now));
+            standing.held_until = standing.held_until.max(self.clock.tick() + *hold);
         }
         let finished = insist(|| self.store.finish(parcel.clone(), attempt.clone(), verdict.clone(), now)).await;
         drop(in_flight);

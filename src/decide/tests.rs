@@ -266,7 +266,7 @@ fn attempts_follow_the_schedule_and_are_never_early() {
     for (failures, gap) in SCHEDULE.into_iter().enumerate() {
         for (roll, due_at) in [(0.0, NOW + gap), (0.5, NOW + gap.mul_f64(1.1))] {
             let failures = failures as i64;
-            let again = Verdict::Again { due_at, failures: failures + 1, error: error(), hold: false };
+            let again = Verdict::Again { due_at, failures: failures + 1, error: error(), hold: None };
             assert_eq!(verdict(failures, failed(), roll), again);
         }
     }
@@ -275,10 +275,10 @@ fn attempts_follow_the_schedule_and_are_never_early() {
 
 #[test]
 fn a_receiver_may_ask_for_a_pause_of_the_whole_hook() {
-    for (asked, granted) in [(0, 5), (60, 60), (999_999, 24 * 3_600)] {
+    for (asked, due, hold) in [(0, 5, 0), (60, 60, 60), (999_999, 24 * 3_600, 24 * 3_600)] {
         let not_before = Some(Duration::from_secs(asked));
-        let due_at = NOW + Duration::from_secs(granted);
-        let again = Verdict::Again { due_at, failures: 1, error: error(), hold: true };
+        let (due_at, hold) = (NOW + Duration::from_secs(due), Some(Duration::from_secs(hold)));
+        let again = Verdict::Again { due_at, failures: 1, error: error(), hold };
         assert_eq!(verdict(0, Outcome::Failed { error: error(), not_before }, 0.0), again);
     }
 }

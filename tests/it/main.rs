@@ -12,3 +12,5 @@ mod layers;
 mod prism;
 #[cfg(test)]
 mod rig;
+#[cfg(test)]
+mod virtual_time;

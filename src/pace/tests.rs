@@ -1,0 +1,514 @@
+//! The rules of pace, on a clock that the tests set.
+
+use proptest::prelude::*;
+
+use super::*;
+
+const SECOND: Duration = Duration::from_secs(1);
+const MINUTE: Duration = Duration::from_secs(60);
+const HOUR: Duration = Duration::from_secs(3_600);
+
+fn at(seconds: f64) -> Tick {
+    Duration::from_secs_f64(seconds)
+}
+
+fn pace(rate: f64, max_in_flight: u32) -> Pace {
+    Pace::new(Limits { rate, max_in_flight }, Duration::ZERO)
+}
+
+/// An account that is polled as fast as any test wants.
+fn swift() -> Pace {
+    pace(1_000.0, 1_000)
+}
+
+/// One poll of `watch` that begins and ends at `now`.
+fn poll(pace: &mut Pace, watch: i64, sign: Sign, now: Tick) -> Option<Turn> {
+    pace.took(&[watch], now);
+    pace.ended(watch, sign, false, now)
+}
+
+/// An account that was closed at `now` by the API's answer to watch 1.
+fn closed(sign: Sign, now: Tick) -> Pace {
+    let mut pace = swift();
+    assert!(matches!(poll(&mut pace, 1, sign, now), Some(Turn::Closed(_))));
+    pace
+}
+
+/// Opens the account's breaker at `now`.
+fn strain(pace: &mut Pace, now: Tick) {
+    let turns = [1, 2, 1, 2, 1].map(|watch| poll(pace, watch, Sign::Strained, now));
+    assert_eq!(turns, [None, None, None, None, Some(Turn::Closed(Closure::Broken))]);
+}
+
+/// An account whose breaker was opened at `now`.
+fn broken(now: Tick) -> Pace {
+    let mut pace = swift();
+    strain(&mut pace, now);
+    pace
+}
+
+/// Takes all there is room for and answers at once, until `end`; the ticks of the requests.
+fn requests(pace: &mut Pace, sign: Sign, from: Tick, end: Tick) -> Vec<Tick> {
+    let (mut now, mut taken) = (from, Vec::new());
+    while now < end {
+        match pace.room(now) {
+            Room::Open(0) => panic!("nothing is in flight"),
+            Room::Closed(until) => {
+                assert!(until > now, "a closed lane has to open later than now");
+                now = until;
+                continue;
+            }
+            Room::Open(room) => (0..room).for_each(|_| taken.push(now)),
+            Room::Probe { .. } => taken.push(now),
+        }
+        let count = taken.iter().filter(|tick| **tick == now).count() as i64;
+        let watches: Vec<i64> = (0..count).collect();
+        pace.took(&watches, now);
+        for watch in watches {
+            pace.ended(watch, sign, false, now);
+        }
+    }
+    taken
+}
+
+/// The ticks of the next `count` probes, each of which ends at once with `sign`.
+fn probes(pace: &mut Pace, sign: Sign, from: Tick, count: usize) -> Vec<(u64, Option<i64>)> {
+    let (mut now, mut probed) = (from, Vec::new());
+    while probed.len() < count {
+        match pace.room(now) {
+            Room::Closed(until) => now = until,
+            Room::Probe { avoid } => {
+                probed.push(((now - from).as_secs(), avoid));
+                poll(pace, probed.len() as i64 + 100, sign, now);
+            }
+            Room::Open(room) => panic!("a closed account has room for {room}"),
+        }
+    }
+    probed
+}
+
+#[test]
+fn a_burst_then_one_request_for_each_gap() {
+    let mut pace = pace(10.0, 100);
+    assert_eq!(pace.room(at(0.0)), Room::Open(10));
+    let ticks = requests(&mut pace, Sign::Healthy, at(0.0), at(1.0));
+    let burst = ticks.iter().filter(|tick| tick.is_zero()).count();
+    assert_eq!((burst, ticks.len()), (10, 19), "10 at once, then one in each tenth of a second");
+    assert_eq!(ticks[10], at(0.1));
+}
+
+#[test]
+fn what_is_not_used_is_saved_up_to_one_burst() {
+    let mut pace = pace(10.0, 100);
+    pace.took(&[1; 10], at(0.0));
+    assert_eq!(pace.room(at(0.05)), Room::Closed(at(0.1)));
+    assert_eq!(pace.room(at(0.35)), Room::Open(3));
+    assert_eq!(pace.room(at(3_600.0)), Room::Open(10));
+}
+
+#[test]
+fn a_fraction_of_a_request_a_second() {
+    let mut slow = pace(0.1, 10);
+    assert_eq!(requests(&mut slow, Sign::Healthy, at(0.0), at(35.0)), [0.0, 10.0, 20.0, 30.0].map(at));
+    let mut odd = pace(1.5, 10);
+    assert_eq!(odd.room(at(0.0)), Room::Open(2), "the burst is the rate, rounded up");
+    odd.took(&[1, 2], at(0.0));
+    assert!(matches!(odd.room(at(0.0)), Room::Closed(_)));
+}
+
+#[test]
+fn no_more_in_flight_than_allowed() {
+    let mut pace = pace(100.0, 3);
+    assert_eq!(pace.room(at(0.0)), Room::Open(3));
+    pace.took(&[1, 2], at(0.0));
+    assert_eq!(pace.room(at(0.0)), Room::Open(1));
+    pace.took(&[3], at(0.0));
+    assert_eq!(pace.room(at(9.0)), Room::Open(0));
+    pace.ended(1, Sign::Healthy, false, at(9.0));
+    assert_eq!(pace.room(at(9.0)), Room::Open(1));
+    pace.dropped(2);
+    pace.dropped(3);
+    assert_eq!(pace.room(at(9.0)), Room::Open(3), "an interrupted request gives its slot back");
+}
+
+#[test]
+fn a_throttle_closes_the_account_for_as_long_as_it_says() {
+    for (wait, closed) in [
+        (None, SECOND),
+        (Some(Duration::ZERO), Duration::ZERO),
+        (Some(30 * SECOND), 30 * SECOND),
+        (Some(HOUR), HOUR),
+        (Some(100 * HOUR), HOUR),
+        (Some(Duration::MAX), HOUR),
+    ] {
+        let mut pace = swift();
+        assert_eq!(poll(&mut pace, 1, Sign::Throttled(wait), at(1.0)), None, "a throttle is no closure");
+        let expected = if closed.is_zero() { None } else { Some(at(1.0) + closed) };
+        let until = match pace.room(at(1.0)) {
+            Room::Closed(until) => Some(until),
+            Room::Open(_) | Room::Probe { .. } => None,
+        };
+        assert_eq!(until, expected, "{wait:?}");
+        assert!(matches!(pace.room(at(1.0) + closed), Room::Open(_)), "{wait:?}");
+        assert_eq!((pace.closure(), pace.lost(at(9_999.0))), (None, Duration::ZERO));
+    }
+}
+
+#[test]
+fn a_later_and_shorter_throttle_does_not_open_the_account_sooner() {
+    let mut pace = swift();
+    pace.took(&[1, 2], at(0.0));
+    pace.ended(1, Sign::Throttled(Some(MINUTE)), false, at(0.0));
+    pace.ended(2, Sign::Throttled(Some(SECOND)), false, at(0.0));
+    assert_eq!(pace.room(at(2.0)), Room::Closed(MINUTE));
+}
+
+#[test]
+fn the_rate_is_cut_once_for_each_burst() {
+    let mut pace = pace(10.0, 100);
+    pace.took(&[1, 2, 3, 4], at(0.0));
+    for (watch, now) in [(1, 0.1), (2, 0.1), (3, 1.0)] {
+        pace.ended(watch, Sign::Throttled(None), false, at(now));
+        assert!((pace.rate() - 7.0).abs() < 1e-9, "at {now}: {}", pace.rate());
+    }
+    pace.ended(4, Sign::Throttled(None), false, at(1.1));
+    assert!((pace.rate() - 4.9).abs() < 1e-9);
+}
+
+#[test]
+fn the_rate_is_cut_no_lower_than_the_slowest() {
+    let cut = |rate| {
+        let mut pace = pace(rate, 100);
+        for n in 0..100 {
+            poll(&mut pace, 1, Sign::Throttled(None), n * 30 * SECOND);
+        }
+        pace.rate()
+    };
+    assert_eq!(cut(10.0), SLOWEST);
+    assert_eq!(cut(0.01), 0.01, "a configured rate below that is not raised");
+}
+
+#[test]
+fn the_rate_grows_back_slowly_with_use_and_never_above_the_configured_one() {
+    let mut pace = pace(10.0, 100);
+    poll(&mut pace, 1, Sign::Throttled(None), at(0.0));
+    // Hours without a request teach nothing.
+    poll(&mut pace, 1, Sign::Healthy, at(7_200.0));
+    assert!((pace.rate() - (7.0 + 10.0 / 300.0)).abs() < 1e-9, "{}", pace.rate());
+    for second in 1..=88 {
+        poll(&mut pace, 1, Sign::Healthy, at(7_200.0 + f64::from(second)));
+    }
+    assert!((9.9..10.0).contains(&pace.rate()), "from 7 to 10 takes 90 s of use: {}", pace.rate());
+    for second in 89..=300 {
+        poll(&mut pace, 1, Sign::Healthy, at(7_200.0 + f64::from(second)));
+    }
+    assert_eq!(pace.rate(), 10.0);
+}
+
+#[test]
+fn growth_depends_on_time_and_not_on_the_number_of_answers() {
+    let grown = |answers: u32| {
+        let mut pace = pace(10.0, 1_000);
+        poll(&mut pace, 1, Sign::Throttled(None), at(0.0));
+        for n in 1..=answers {
+            poll(&mut pace, 1, Sign::Healthy, SECOND * n / answers);
+        }
+        pace.rate()
+    };
+    assert!((grown(100) - grown(1)).abs() < 1e-6);
+}
+
+#[test]
+fn five_failures_in_a_row_over_two_assets_open_the_breaker() {
+    use Sign::{Healthy, Neutral, Strained, Throttled};
+    let strained = |watches: &[i64]| watches.iter().map(|watch| (*watch, Strained)).collect::<Vec<_>>();
+    for (polls, alone, opens) in [
+        (strained(&[1, 2, 1, 2]), false, false),
+        (strained(&[1, 2, 1, 2, 1]), false, true),
+        (strained(&[1, 1, 1, 1, 2]), false, true),
+        (strained(&[1; 50]), false, false),
+        (strained(&[1, 1, 1, 1]), true, false),
+        (strained(&[1, 1, 1, 1, 1]), true, true),
+        ([strained(&[1, 2, 1, 2]), vec![(3, Healthy)], strained(&[1, 2, 1, 2])].concat(), false, false),
+        ([strained(&[1, 2, 1, 2]), vec![(3, Neutral)], strained(&[1])].concat(), false, false),
+        ([strained(&[1, 2, 1, 2]), vec![(3, Throttled(None))], strained(&[1])].concat(), false, false),
+        ([strained(&[2, 1]), vec![(3, Healthy)], strained(&[1; 9])].concat(), false, false),
+    ] {
+        let mut pace = swift();
+        for (watch, sign) in &polls {
+            pace.took(&[*watch], at(0.0));
+            pace.ended(*watch, *sign, alone, at(0.0));
+        }
+        assert_eq!(pace.closure() == Some(Closure::Broken), opens, "{polls:?}, alone: {alone}");
+    }
+}
+
+#[test]
+fn a_closed_account_is_probed_at_growing_gaps_each_time_with_another_asset() {
+    let paused = [60, 180, 480, 1_380, 2_280, 3_180];
+    let breaker = [2, 6, 14, 29, 59, 119, 179];
+    let expected = |seconds: &[u64]| -> Vec<_> {
+        let avoided = std::iter::once(None).chain((101..).map(Some));
+        seconds.iter().copied().zip(avoided).collect()
+    };
+    for sign in [Sign::Unauthorized, Sign::Unpaid] {
+        assert_eq!(probes(&mut closed(sign, MINUTE), sign, MINUTE, 6), expected(&paused), "{sign:?}");
+    }
+    assert_eq!(probes(&mut broken(MINUTE), Sign::Strained, MINUTE, 7), expected(&breaker));
+}
+
+#[test]
+fn what_a_probe_of_a_paused_account_says() {
+    use Closure::{Broken, Unauthorized, Unpaid};
+    for (before, sign, turn, gap) in [
+        (Sign::Unauthorized, Sign::Unauthorized, None, Some(120)),
+        (Sign::Unauthorized, Sign::Strained, None, Some(120)),
+        (Sign::Unauthorized, Sign::Throttled(None), None, Some(120)),
+        (Sign::Unauthorized, Sign::Throttled(Some(HOUR)), None, Some(3_600)),
+        (Sign::Unauthorized, Sign::Unpaid, Some(Turn::Closed(Unpaid)), Some(60)),
+        (Sign::Unauthorized, Sign::Healthy, Some(Turn::Opened { after: Unauthorized, lost: MINUTE }), None),
+        (Sign::Unauthorized, Sign::Neutral, Some(Turn::Opened { after: Unauthorized, lost: MINUTE }), None),
+        (Sign::Unauthorized, Sign::Forbidden, Some(Turn::Opened { after: Unauthorized, lost: MINUTE }), None),
+        (Sign::Unpaid, Sign::Unauthorized, Some(Turn::Closed(Unauthorized)), Some(60)),
+        (Sign::Unpaid, Sign::Unpaid, None, Some(120)),
+        (Sign::Unpaid, Sign::Healthy, Some(Turn::Opened { after: Unpaid, lost: MINUTE }), None),
+    ] {
+        let mut pace = closed(before, at(0.0));
+        assert_eq!(poll(&mut pace, 2, sign, MINUTE), turn, "{before:?}, then {sign:?}");
+        let probe = pace.closure().map(|_| match pace.room(MINUTE) {
+            Room::Closed(until) => (until - MINUTE).as_secs(),
+            Room::Open(_) | Room::Probe { .. } => 0,
+        });
+        assert_eq!(probe, gap, "{before:?}, then {sign:?}");
+        assert_ne!(pace.closure(), Some(Broken), "failures do not open the breaker of a paused account");
+    }
+}
+
+#[test]
+fn what_a_probe_of_an_open_breaker_says() {
+    let opened = Some(Turn::Opened { after: Closure::Broken, lost: 2 * SECOND });
+    for (sign, turn) in [
+        (Sign::Strained, None),
+        (Sign::Healthy, opened),
+        (Sign::Neutral, opened),
+        (Sign::Forbidden, opened),
+        (Sign::Throttled(None), opened),
+        (Sign::Unauthorized, Some(Turn::Closed(Closure::Unauthorized))),
+        (Sign::Unpaid, Some(Turn::Closed(Closure::Unpaid))),
+    ] {
+        let mut pace = broken(at(0.0));
+        assert_eq!(poll(&mut pace, 3, sign, at(2.0)), turn, "{sign:?}");
+    }
+}
+
+#[test]
+fn one_probe_at_a_time() {
+    let mut pace = closed(Sign::Unauthorized, at(0.0));
+    assert_eq!(pace.room(MINUTE), Room::Probe { avoid: None });
+    pace.took(&[2], MINUTE);
+    assert_eq!(pace.room(HOUR), Room::Open(0), "the probe is under way");
+    pace.dropped(2);
+    assert_eq!(pace.room(HOUR), Room::Probe { avoid: Some(2) }, "an interrupted probe is made up for");
+}
+
+/// Requests of a breaker's account may last longer than its first gaps between probes.
+#[test]
+fn what_was_in_flight_when_the_account_closed_moves_no_probe() {
+    for old in [Sign::Strained, Sign::Throttled(None), Sign::Unauthorized] {
+        let mut pace = swift();
+        pace.took(&[7, 8, 9], at(0.0));
+        assert_eq!(poll(&mut pace, 1, Sign::Unauthorized, at(0.0)), Some(Turn::Closed(Closure::Unauthorized)));
+        pace.ended(7, old, false, at(1.0));
+        assert_eq!(pace.next_probe(), Some(MINUTE), "{old:?} before the probe");
+        pace.took(&[2], MINUTE);
+        pace.ended(8, old, false, MINUTE);
+        assert_eq!(pace.room(HOUR), Room::Open(0), "{old:?}: the probe is still under way");
+        pace.dropped(9);
+        assert_eq!(pace.room(HOUR), Room::Open(0), "an old request that is dropped is not the probe either");
+        pace.ended(2, Sign::Unauthorized, false, MINUTE + SECOND);
+        assert_eq!(pace.next_probe(), Some(3 * MINUTE + SECOND), "{old:?}: the probe's own end counts");
+    }
+}
+
+#[test]
+fn a_changed_key_is_tried_at_once_and_then_at_the_first_gaps_again() {
+    let mut pace = closed(Sign::Unauthorized, at(0.0));
+    probes(&mut pace, Sign::Unauthorized, at(0.0), 4);
+    let now = at(1_400.0);
+    assert!(matches!(pace.room(now), Room::Closed(_)));
+    pace.probe_now();
+    assert!(matches!(pace.room(now), Room::Probe { .. }));
+    poll(&mut pace, 2, Sign::Unauthorized, now);
+    assert_eq!(pace.room(now), Room::Closed(now + MINUTE));
+}
+
+#[test]
+fn after_a_broken_spell_the_account_starts_slowly() {
+    let mut pace = pace(100.0, 1_000);
+    strain(&mut pace, at(0.0));
+    poll(&mut pace, 3, Sign::Healthy, at(2.0));
+    assert_eq!((pace.rate(), pace.room(at(2.0))), (10.0, Room::Open(1)), "a tenth of the rate and no burst");
+    let ticks = requests(&mut pace, Sign::Healthy, at(2.0), at(12.0));
+    let in_second = |n: u64| ticks.iter().filter(|tick| (**tick - at(2.0)).as_secs() == n).count();
+    assert!((10..30).contains(&in_second(0)), "in the first second: {}", in_second(0));
+    assert!(in_second(1) <= 60, "in the second: {}", in_second(1));
+    assert_eq!((pace.rate(), in_second(8)), (100.0, 100), "and is soon where it was");
+}
+
+#[test]
+fn a_paused_account_starts_where_it_was() {
+    let mut pace = closed(Sign::Unauthorized, at(0.0));
+    poll(&mut pace, 2, Sign::Healthy, MINUTE);
+    assert_eq!(pace.rate(), 1_000.0);
+}
+
+#[test]
+fn a_slow_start_ends_at_the_rate_that_was_learned() {
+    let mut pace = pace(100.0, 1_000);
+    poll(&mut pace, 1, Sign::Throttled(None), at(0.0));
+    strain(&mut pace, at(10.0));
+    poll(&mut pace, 3, Sign::Healthy, at(12.0));
+    for _ in 0..500 {
+        poll(&mut pace, 3, Sign::Healthy, at(12.0));
+    }
+    assert!((70.0..71.0).contains(&pace.rate()), "{}", pace.rate());
+}
+
+#[test]
+fn a_403_is_the_assets_while_another_is_answered_and_the_keys_otherwise() {
+    let mut pace = swift();
+    assert!(!pace.answered_another(1), "nobody was answered yet");
+    poll(&mut pace, 1, Sign::Healthy, at(0.0));
+    assert!(!pace.answered_another(1), "an answer for itself says nothing");
+    assert!(pace.answered_another(2));
+    assert_eq!(poll(&mut pace, 2, Sign::Forbidden, at(1.0)), None);
+    assert!(!pace.answered_another(2), "the next one needs an answer in between");
+    poll(&mut pace, 1, Sign::Healthy, at(2.0));
+    assert!(pace.answered_another(2));
+    poll(&mut pace, 1, Sign::Unauthorized, at(3.0));
+    assert!(!pace.answered_another(2), "what was before the account closed does not count");
+}
+
+#[test]
+fn the_time_for_which_an_account_was_closed_adds_up() {
+    let mut pace = Pace::new(Limits { rate: 1_000.0, max_in_flight: 9 }, HOUR);
+    assert_eq!(pace.lost(at(500.0)), HOUR, "what was lost before counts, and an open account loses nothing");
+    poll(&mut pace, 1, Sign::Unauthorized, at(1_000.0));
+    assert_eq!(pace.lost(at(1_030.0)), HOUR + 30 * SECOND, "while it lasts");
+    poll(&mut pace, 2, Sign::Unpaid, at(1_060.0));
+    let turn = poll(&mut pace, 3, Sign::Healthy, at(1_120.0));
+    assert_eq!(turn, Some(Turn::Opened { after: Closure::Unpaid, lost: 2 * MINUTE }), "one closed time, two reasons");
+    assert_eq!(pace.lost(at(9_999.0)), HOUR + 2 * MINUTE);
+    strain(&mut pace, at(10_000.0));
+    poll(&mut pace, 3, Sign::Healthy, at(10_002.0));
+    assert_eq!(pace.lost(at(20_000.0)), HOUR + 2 * MINUTE + 2 * SECOND);
+}
+
+#[test]
+fn changed_limits_keep_what_was_learned_as_far_as_it_fits() {
+    let limits = |rate| Limits { rate, max_in_flight: 5 };
+    let cut = |rate| {
+        let mut pace = pace(rate, 9);
+        poll(&mut pace, 1, Sign::Throttled(None), at(0.0));
+        pace
+    };
+    for (mut before, rate, expected) in [
+        (pace(10.0, 9), 20.0, 20.0),
+        (pace(10.0, 9), 5.0, 5.0),
+        (cut(10.0), 20.0, 7.0),
+        (cut(10.0), 10.0, 7.0),
+        (cut(10.0), 3.0, 3.0),
+    ] {
+        before.set_limits(limits(rate));
+        assert!((before.rate() - expected).abs() < 1e-9, "{} instead of {expected}", before.rate());
+        before.took(&[1; 5], HOUR);
+        assert_eq!(before.room(2 * HOUR), Room::Open(0), "the new number in flight holds");
+    }
+    let mut fewer = pace(10.0, 9);
+    fewer.took(&[1; 8], at(0.0));
+    fewer.set_limits(limits(10.0));
+    assert_eq!(fewer.room(HOUR), Room::Open(0), "more in flight than allowed now");
+}
+
+/// What may happen to an account.
+#[derive(Clone, Debug)]
+enum Happening {
+    Passes(Duration),
+    Takes { share: f64 },
+    Ends { which: usize, sign: Sign },
+    Drops { which: usize },
+    Probes,
+}
+
+fn happening() -> impl Strategy<Value = Happening> {
+    let sign = prop_oneof![
+        10 => Just(Sign::Healthy),
+        2 => Just(Sign::Neutral),
+        3 => Just(Sign::Strained),
+        1 => Just(Sign::Forbidden),
+        1 => Just(Sign::Unauthorized),
+        1 => Just(Sign::Unpaid),
+        2 => proptest::option::of(0_u64..5).prop_map(|wait| Sign::Throttled(wait.map(Duration::from_secs))),
+    ];
+    prop_oneof![
+        4 => (0_u64..400).prop_map(|millis| Happening::Passes(Duration::from_millis(millis))),
+        1 => (0_u64..100).prop_map(|seconds| Happening::Passes(Duration::from_secs(seconds))),
+        6 => (0.0..=1.0).prop_map(|share| Happening::Takes { share }),
+        6 => (any::<usize>(), sign).prop_map(|(which, sign)| Happening::Ends { which, sign }),
+        1 => any::<usize>().prop_map(|which| Happening::Drops { which }),
+        1 => Just(Happening::Probes),
+    ]
+}
+
+/// Takes a share of what there is room for, and says how many requests that makes.
+fn take(pace: &mut Pace, share: f64, now: Tick, in_flight: &mut Vec<i64>, next: &mut i64) -> usize {
+    let count = match pace.room(now) {
+        Room::Closed(_) => 0,
+        Room::Open(room) => (f64::from(room) * share).ceil() as usize,
+        Room::Probe { .. } => 1,
+    };
+    let watches: Vec<i64> = (0..count).map(|_| std::mem::replace(next, (*next + 1) % 7)).collect();
+    pace.took(&watches, now);
+    in_flight.extend(watches);
+    count
+}
+
+proptest! {
+    #[test]
+    fn whatever_happens_the_limits_hold(
+        rate in prop_oneof![0.05..3.0, 3.0..60.0],
+        max_in_flight in 1_u32..40,
+        happenings in proptest::collection::vec(happening(), 1..300),
+    ) {
+        let mut pace = pace(rate, max_in_flight);
+        let (mut now, mut next, mut in_flight, mut ticks) = (Tick::ZERO, 0, Vec::new(), Vec::new());
+        for happening in happenings {
+            match happening {
+                Happening::Passes(time) => now += time,
+                Happening::Takes { share } => {
+                    let count = take(&mut pace, share, now, &mut in_flight, &mut next);
+                    ticks.extend(std::iter::repeat_n(now, count));
+                }
+                Happening::Ends { .. } | Happening::Drops { .. } if in_flight.is_empty() => {}
+                Happening::Ends { which, sign } => {
+                    let watch = in_flight.swap_remove(which % in_flight.len());
+                    pace.ended(watch, sign, in_flight.is_empty(), now);
+                }
+                Happening::Drops { which } => pace.dropped(in_flight.swap_remove(which % in_flight.len())),
+                Happening::Probes => pace.probe_now(),
+            }
+            prop_assert!(in_flight.len() <= max_in_flight as usize);
+            match pace.room(now) {
+                Room::Open(room) => prop_assert!(room as usize + in_flight.len() <= max_in_flight as usize),
+                Room::Probe { .. } => prop_assert!(in_flight.len() < max_in_flight as usize),
+                Room::Closed(until) => prop_assert!(until > now),
+            }
+            prop_assert!(pace.rate() > 0.0 && pace.rate() <= rate);
+        }
+        let most = rate + rate.ceil() + 1.0;
+        for (first, tick) in ticks.iter().enumerate() {
+            let window = ticks[first..].iter().take_while(|later| **later < *tick + SECOND).count();
+            prop_assert!(window as f64 <= most, "{window} requests in the second from {tick:?}; the most is {most}");
+        }
+    }
+}
