@@ -11,6 +11,8 @@ mod layers;
 #[cfg(test)]
 mod prism;
 #[cfg(test)]
+mod restart;
+#[cfg(test)]
 mod rig;
 #[cfg(test)]
 mod virtual_time;

@@ -1,6 +1,8 @@
 //! The rig: a scripted API, a receiver, and a daemon process that must not end early. Events are awaited, never slept for.
 
 mod daemon;
+mod faults;
+mod ledger;
 mod server;
 
 use std::future::Future;
@@ -8,6 +10,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 pub use daemon::{Daemon, run, run_with};
+pub use faults::{Latch, WriteLock, executable, now};
+pub use ledger::{Tally, assert_leases_at_most, assert_sound, breaches, tally};
 pub use server::{Reply, Request, Server};
 
 /// Longer than anything takes that works, even on a busy machine.

@@ -8,7 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
-use super::{SOON, eventually};
+use super::{Latch, SOON, eventually};
 
 /// One request, as it came.
 #[derive(Clone, Debug)]
@@ -49,6 +49,10 @@ pub enum Reply {
     Hang,
     /// The connection is reset.
     Reset,
+    /// That, as soon as the latch is open.
+    When(Latch, Box<Reply>),
+    /// That, after so long.
+    Later(Duration, Box<Reply>),
 }
 
 impl Reply {
@@ -68,6 +72,14 @@ impl Reply {
             }
             other => other,
         }
+    }
+
+    pub fn when(self, latch: &Latch) -> Self {
+        Self::When(latch.clone(), Box::new(self))
+    }
+
+    pub fn later(self, delay: Duration) -> Self {
+        Self::Later(delay, Box::new(self))
     }
 
     /// The asset with this status.
@@ -182,6 +194,14 @@ async fn send(stream: &mut TcpStream, reply: Reply) -> bool {
             false
         }
         Reply::Hang => std::future::pending().await,
+        Reply::When(latch, then) => {
+            latch.opened().await;
+            Box::pin(send(stream, *then)).await
+        }
+        Reply::Later(delay, then) => {
+            tokio::time::sleep(delay).await;
+            Box::pin(send(stream, *then)).await
+        }
         Reply::Reset => {
             let socket = socket2::SockRef::from(&*stream);
             socket.set_linger(Some(Duration::ZERO)).unwrap();
