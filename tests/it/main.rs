@@ -15,4 +15,6 @@ mod restart;
 #[cfg(test)]
 mod rig;
 #[cfg(test)]
+mod shutdown;
+#[cfg(test)]
 mod virtual_time;
