@@ -4,6 +4,12 @@
 //! Server, daemon and loop are processes of their own. The two sides take turns, and what is compared is the ratio of
 //! each turn, since a machine's speed drifts.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a benchmark ends at a surprise, and prints what it measured"
+)]
+
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};

@@ -262,11 +262,17 @@ pub fn command() -> clap::Command {
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
-    match humantime::parse_duration(text) {
+    match parse_duration(text) {
         Ok(Duration::ZERO) => Err("it must be longer than nothing".into()),
         Ok(duration) => Ok(duration),
         Err(error) => Err(format!("{error}; write it like `90s`, `10m` or `2h 30m`")),
     }
+}
+
+/// As humantime has it, which panics on a sum beyond what a `Duration` holds; that takes more digits than make sense.
+fn parse_duration(text: &str) -> Result<Duration, humantime::DurationError> {
+    let digits = text.bytes().filter(u8::is_ascii_digit).count();
+    if digits > 16 { Err(humantime::DurationError::NumberOverflow) } else { humantime::parse_duration(text) }
 }
 
 fn metadata(text: &str) -> Result<String, String> {

@@ -291,7 +291,7 @@ fn instant(text: &str, now: Timestamp) -> anyhow::Result<Timestamp> {
     if let Ok(instant) = text.parse() {
         return Ok(instant);
     }
-    let ago = humantime::parse_duration(text).map_err(|_| {
+    let ago = super::parse_duration(text).map_err(|_| {
         anyhow::anyhow!("--since {text:?}: it must be an instant like `2026-09-21T10:00:00Z` or a time ago like `2h`")
     })?;
     Ok(now.as_system_time().checked_sub(ago).unwrap_or(SystemTime::UNIX_EPOCH).into())

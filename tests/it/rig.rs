@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 pub use daemon::{Daemon, run, run_with};
-pub use faults::{Latch, WriteLock, executable, now};
+pub use faults::{Latch, Tmpfs, WriteLock, executable, now};
 pub use ledger::{Tally, assert_leases_at_most, assert_sound, breaches, tally};
 pub use server::{Reply, Request, Server};
 

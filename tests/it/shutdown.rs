@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
-use crate::rig::{Daemon, Latch, Place, Reply, Server, WriteLock, executable, run, webhook};
+use crate::rig::{Daemon, Latch, Place, Reply, Server, Tmpfs, WriteLock, executable, run, webhook};
 
 const LEASED: &str = "SELECT (SELECT count(*) FROM watches WHERE lease_owner IS NOT NULL)
                            + (SELECT count(*) FROM deliveries WHERE lease_owner IS NOT NULL)
@@ -36,7 +36,8 @@ async fn what_is_in_flight_ends_within_the_grace() {
         daemon.signal(signal);
         daemon.until_logged("stopping").await;
         run(&place, &["add", "late"]).await;
-        (asked.open(), told.open());
+        asked.open();
+        told.open();
         assert!(daemon.ended().await.success());
         assert_eq!(place.ask::<i64>(LEASED), Some(0), "leases are handed back");
         assert_eq!(place.state("slow").as_deref(), Some("settled"), "what was in flight is recorded");
@@ -178,4 +179,30 @@ async fn two_daemons_on_one_database_do_not_get_in_each_others_way() {
     assert_eq!((api.count(), receiver.count()), (200, 200), "each is polled once and told once");
     assert!(one.stop().await.success() && two.stop().await.success());
     assert_eq!(place.ask::<i64>(LEASED), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_is_waited_out() {
+    let answer = Latch::closed();
+    let latch = answer.clone();
+    let api = Server::start(move |request| Reply::asset(request.asset(), "active").when(&latch)).await;
+    let place = Place::new(&api, "");
+    let Some(disk) = Tmpfs::mount(place.path("disk"), 1_024) else { return };
+    let text = std::fs::read_to_string(place.config()).unwrap();
+    std::fs::write(place.config(), text.replace("\"assetwatch.db\"", "\"disk/assetwatch.db\"")).unwrap();
+    let daemon = Daemon::start(&place).await;
+    assert_eq!(run(&place, &["add", "ast_1"]).await.code, 0);
+    api.until(1).await;
+    let filler = disk.path().join("filler");
+    // Until nothing more goes in.
+    assert!(std::fs::write(&filler, vec![0; 4 << 20]).is_err());
+    answer.open();
+    daemon.until_logged("the disk is full").await;
+    std::fs::remove_file(&filler).unwrap();
+    crate::rig::eventually(crate::rig::SOON, "the asset is settled", async || {
+        let shown = run(&place, &["list", "--state", "settled", "--json"]).await;
+        (shown.code == 0 && shown.json().len() == 1).then_some(())
+    })
+    .await;
+    assert!(daemon.stop().await.success());
 }

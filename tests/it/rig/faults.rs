@@ -79,11 +79,6 @@ impl Tmpfs {
     pub fn path(&self) -> &Path {
         &self.0
     }
-
-    pub fn set_read_only(&self) {
-        let output = Command::new("mount").args(["-o", "remount,ro"]).arg(&self.0).output().unwrap();
-        assert!(output.status.success(), "{output:?}");
-    }
 }
 
 impl Drop for Tmpfs {
