@@ -143,10 +143,8 @@ pub fn sign(observation: &Observation, others_answered: bool) -> Sign {
         Observation::Forbidden { .. } if others_answered => Sign::Forbidden,
         Observation::Forbidden { .. } => Sign::Unauthorized,
         Observation::Unpaid { .. } => Sign::Unpaid,
-        Observation::Unusable { .. }
-        | Observation::Missing { .. }
-        | Observation::Rejected { .. }
-        | Observation::Unaskable { .. } => Sign::Neutral,
+        Observation::Unusable { .. } | Observation::Missing { .. } | Observation::Rejected { .. } => Sign::Neutral,
+        Observation::Unaskable { .. } => Sign::Unasked,
     }
 }
 

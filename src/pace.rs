@@ -63,6 +63,8 @@ pub enum Sign {
     Strained,
     /// It asks for patience; for this long, if it said how long.
     Throttled(Option<Duration>),
+    /// Nothing was asked at all.
+    Unasked,
     /// 403 for this asset alone: others were answered since the last one.
     Forbidden,
     /// The key was refused.
@@ -237,6 +239,10 @@ impl Pace {
                 self.open(now)
             }
             Sign::Neutral => self.open(now),
+            Sign::Unasked => {
+                self.probing &= !self.is_probe(watch);
+                None
+            }
             Sign::Forbidden => {
                 // The next 403 counts against its asset only if somebody was answered in between: with a key that has
                 // been revoked nobody is, and then the account pauses instead of abandoning all its watches.
@@ -360,7 +366,8 @@ impl Pace {
             }
             None => {
                 self.probing = false;
-                self.last_probed = None;
+                // It was asked for just now, so the first probe is of another one.
+                self.last_probed = Some(watch);
                 self.shut = Some(Shut { why, since: now, probes: 1, next_probe: now + why.probes()[0] });
                 Some(Turn::Closed(why))
             }

@@ -10,7 +10,7 @@ use crate::clock::{Clock, Dice, Timestamp};
 use crate::decide::{self, Moment, Observation, Rules};
 use crate::delivery::{Event, Fact, Subscription, Telling};
 use crate::pace::{Closure, Pace, Room, Sign, Turn};
-use crate::pump::{Gate, Wake, Work, insist};
+use crate::pump::{Gate, Live, Wake, Work, insist};
 use crate::store::{AccountRow, Claimed, Lane, Store, StoreError, Terms};
 use crate::watch::{Reason, State, Watch};
 
@@ -60,6 +60,8 @@ pub struct Poller {
     pub wake: Wake,
     /// The relay, for when there is something to deliver.
     pub told: Wake,
+    /// What our workers are at.
+    pub live: Live,
     /// Which unknown statuses were warned of.
     pub unknown: Mutex<BTreeSet<String>>,
 }
@@ -114,7 +116,7 @@ impl Work for Poller {
         let now = self.clock.now();
         let longest = self.accounts.values().map(|account| account.rules.longest_wait()).max().unwrap_or_default();
         let owner = self.owner.clone();
-        let terms = Terms { owner, lanes, now, horizon: now + longest, only: self.only.clone() };
+        let terms = Terms { owner, lanes, now, horizon: now + longest, only: self.only.clone(), live: self.live.ids() };
         let claimed = self.store.claim_watches(terms).await?;
         Ok(claimed.into_iter().map(|claimed| self.took(claimed)).collect())
     }
@@ -122,6 +124,7 @@ impl Work for Poller {
     async fn work(self: Arc<Self>, lane: String, (watch, alone): Self::Item) {
         // A lane that was claimed from is one of ours.
         let Some(account) = self.accounts.get(&lane) else { return };
+        let _working = self.live.until_dropped(watch.id);
         let in_flight = InFlight { account, watch: watch.id, ended: false };
         let mut observation = (account.poll)(watch.asset_id.clone()).await;
         let (now, tick) = (self.clock.now(), self.clock.tick());
@@ -169,6 +172,7 @@ impl Poller {
         if let Some(account) = self.accounts.get(&lane) {
             let ids: Vec<i64> = rows.iter().map(|watch| watch.id).collect();
             account.pace().took(&ids, self.clock.tick());
+            self.live.begin(ids);
         }
         let rows = rows.into_iter().map(|watch| (watch, alone)).collect();
         Claimed { lane, rows, next_due, alone }
@@ -178,11 +182,9 @@ impl Poller {
         let telling = Telling { install_id: self.store.install_id(), subscriptions: &self.subscriptions };
         let previous = before.asset.status.as_deref();
         let events: Vec<Event> = facts.iter().map(|fact| Event::new(fact, &after, previous, now, &telling)).collect();
-        let outcome = Arc::new((after, events));
-        let (after, events) = &*outcome;
-        match insist(|| self.store.record(Arc::clone(&outcome))).await {
+        match insist(|| self.store.record(after.clone(), events.clone())).await {
             Ok(()) => {
-                self.log(after, now);
+                self.log(&after, now);
                 if events.iter().any(|event| !event.hooks.is_empty()) {
                     self.told.wake();
                 }
@@ -250,8 +252,8 @@ impl Poller {
                 tracing::info!(account = name, after, "polled again");
             }
         }
-        let row = self.account_row(account, said);
-        if let Err(error) = insist(|| self.store.note_account(row.clone())).await {
+        // As it stands when it can be written: another turn may have come meanwhile.
+        if let Err(error) = insist(|| self.store.note_account(self.account_row(account, said))).await {
             tracing::error!(account = name, "its standing was not recorded: {error}");
         }
     }

@@ -3,8 +3,9 @@
 //! Polling and delivering are the same motion, so it is written once. There is no schedule in memory: the index on
 //! `due_at` is the schedule, and a restart has nothing to rebuild.
 
+use std::collections::BTreeSet;
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
@@ -66,6 +67,38 @@ impl Stop {
     }
 }
 
+/// The rows that workers of this process are at. Their leases may run out, while the database is locked or when the wall
+/// clock is set forward; but they are not up for anybody of ours to claim again.
+#[derive(Clone, Default)]
+pub struct Live(Arc<Mutex<BTreeSet<i64>>>);
+
+impl Live {
+    /// Notes rows that were claimed.
+    pub fn begin(&self, ids: impl IntoIterator<Item = i64>) {
+        self.rows().extend(ids);
+    }
+
+    /// The rows that are being worked.
+    pub fn ids(&self) -> Vec<i64> {
+        self.rows().iter().copied().collect()
+    }
+
+    /// A row that is worked until this is dropped, by a panic as well: then its lease may run out.
+    pub fn until_dropped(&self, id: i64) -> impl Drop + use<> {
+        struct Working(Live, i64);
+        impl Drop for Working {
+            fn drop(&mut self) {
+                self.0.rows().remove(&self.1);
+            }
+        }
+        Working(self.clone(), id)
+    }
+
+    fn rows(&self) -> MutexGuard<'_, BTreeSet<i64>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// Whether a lane may be claimed from.
 pub enum Gate {
     /// So much of it, now.
@@ -108,12 +141,13 @@ pub trait Work: Send + Sync + 'static {
 /// Claims and works until a stop is announced, then until what is in flight has ended.
 pub async fn run<W: Work>(work: Arc<W>, wake: Wake, stop: Stop) {
     let mut workers = JoinSet::new();
-    let mut pump = Pump { work, seen: None, troubled: false };
+    let mut pump = Pump { work, seen: None, troubled: false, next_look: Instant::now() + LOOK_EVERY };
     pump.seen = pump.foreign_version().await;
     while stop.is_running() {
         while let Some(ended) = workers.try_join_next() {
             note_panic::<W>(ended);
         }
+        pump.look_around();
         let pause = pump.turn(&mut workers).await;
         tokio::select! {
             biased;
@@ -155,6 +189,8 @@ struct Pump<W> {
     seen: Option<i64>,
     /// Whether the latest claim failed.
     troubled: bool,
+    /// When what has changed outside is looked at next.
+    next_look: Instant,
 }
 
 impl<W: Work> Pump<W> {
@@ -201,13 +237,22 @@ impl<W: Work> Pump<W> {
         self.work.gates().into_iter().map(wait).min().unwrap_or(LONGEST_SLEEP)
     }
 
+    /// Notices what opens a lane from outside, however busy the pump is.
+    fn look_around(&mut self) -> bool {
+        if Instant::now() < self.next_look {
+            return false;
+        }
+        self.next_look = Instant::now() + LOOK_EVERY;
+        self.work.stirred()
+    }
+
     /// Sleeps for `pause`, or until another process has written something.
     async fn idle(&mut self, pause: Duration) {
         let end = Instant::now() + pause;
         loop {
-            let look = Instant::now() + LOOK_EVERY;
+            let look = self.next_look;
             sleep_until(look.min(end)).await;
-            if end <= look || self.work.stirred() {
+            if Instant::now() < look || self.look_around() {
                 return;
             }
             let version = self.foreign_version().await;

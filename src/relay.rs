@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::clock::{Clock, Dice, Tick};
 use crate::decide::{self, Verdict};
 use crate::delivery::{Attempt, Parcel};
-use crate::pump::{Gate, Work, insist};
+use crate::pump::{Gate, Live, Work, insist};
 use crate::store::{Claimed, Lane, Store, StoreError, Terms};
 
 /// A lease lasts as long as an attempt may, and this much for the writing.
@@ -26,20 +26,21 @@ pub struct HookLane {
     pub concurrency: u32,
     /// The gaps after the first attempt.
     pub schedule: Vec<Duration>,
-    standing: Mutex<Standing>,
+    standing: Arc<Mutex<Standing>>,
 }
 
+/// What is known of a hook while the program runs; a reload keeps it.
 #[derive(Default)]
-struct Standing {
+pub struct Standing {
     in_flight: u32,
     /// The receiver asked to be left alone until then.
     held_until: Tick,
 }
 
 impl HookLane {
-    /// A lane with nothing in flight.
-    pub fn new(timeout: Duration, concurrency: u32, schedule: Vec<Duration>) -> Self {
-        Self { timeout, concurrency, schedule, standing: Mutex::default() }
+    /// A lane that goes on with what is known of its hook.
+    pub fn new(timeout: Duration, concurrency: u32, schedule: Vec<Duration>, standing: Arc<Mutex<Standing>>) -> Self {
+        Self { timeout, concurrency, schedule, standing }
     }
 
     fn standing(&self) -> MutexGuard<'_, Standing> {
@@ -63,6 +64,8 @@ pub struct Relay {
     pub perform: Perform,
     /// Only deliveries of these watches; all when absent.
     pub only: Option<Vec<i64>>,
+    /// What our workers are at.
+    pub live: Live,
 }
 
 /// An attempt that is under way; if its worker is dropped, the hook has its slot back.
@@ -107,11 +110,12 @@ impl Work for Relay {
         let now = self.clock.now();
         let longest = self.hooks.values().map(|hook| decide::longest_gap(&hook.schedule)).max().unwrap_or_default();
         let owner = self.owner.clone();
-        let terms = Terms { owner, lanes, now, horizon: now + longest, only: self.only.clone() };
+        let terms = Terms { owner, lanes, now, horizon: now + longest, only: self.only.clone(), live: self.live.ids() };
         let claimed = self.store.claim_deliveries(terms).await?;
         for claimed in &claimed {
             if let Some(hook) = self.hooks.get(&claimed.lane) {
                 hook.standing().in_flight += u32::try_from(claimed.rows.len()).unwrap_or(u32::MAX);
+                self.live.begin(claimed.rows.iter().map(|parcel| parcel.delivery.id));
             }
         }
         Ok(claimed)
@@ -120,6 +124,7 @@ impl Work for Relay {
     async fn work(self: Arc<Self>, lane: String, parcel: Parcel) {
         // A lane that was claimed from is one of ours.
         let Some(hook) = self.hooks.get(&lane) else { return };
+        let _working = self.live.until_dropped(parcel.delivery.id);
         let in_flight = InFlight(hook);
         let attempt = (self.perform)(parcel.clone()).await;
         let now = self.clock.now();

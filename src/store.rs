@@ -76,6 +76,8 @@ pub struct Terms {
     pub horizon: Timestamp,
     /// Only what belongs to these watches; everything when absent.
     pub only: Option<Vec<i64>>,
+    /// Rows that the claimer is still at, even if their leases have run out.
+    pub live: Vec<i64>,
 }
 
 /// What a claim brought from one lane.
@@ -168,7 +170,7 @@ fn version(connection: &Connection) -> Result<i64, StoreError> {
     connection.query_row("PRAGMA data_version", [], |row| row.get(0)).map_err(StoreError::from)
 }
 
-/// A panic inside a job leaves the connection usable: its transaction is rolled back before the next one.
+/// A panic inside a job leaves the connection usable: what it had begun is rolled back.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -11,15 +11,15 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::api::{Api, ApiError};
-use crate::clock::{Clock, Dice};
+use crate::clock::{Clock, Dice, Timestamp};
 use crate::config::{self, KeyError, KeySource, Settings, Target};
 use crate::control::{Control, hostname};
 use crate::delivery::base32;
 use crate::hook::{HookError, Hooks};
 use crate::pace::Pace;
 use crate::poller::{Account, Poller};
-use crate::pump::{self, Phase, Stop, Wake};
-use crate::relay::{HookLane, Perform, Relay};
+use crate::pump::{self, Live, Phase, Stop, Wake};
+use crate::relay::{HookLane, Perform, Relay, Standing};
 use crate::store::{AccountRow, Store, StoreError};
 
 /// How long work may take to end after it was told to hurry: a command's own `kill_after`, and this.
@@ -27,6 +27,9 @@ const HURRY: Duration = Duration::from_secs(1);
 
 /// The paces of the accounts: what a reload keeps.
 pub(super) type Paces = BTreeMap<String, Arc<Mutex<Pace>>>;
+
+/// What is known of the hooks: kept likewise.
+type Standings = BTreeMap<String, Arc<Mutex<Standing>>>;
 
 /// Why the line cannot be set up. Each says what to change.
 #[expect(missing_docs, reason = "each variant's sentence names its fields")]
@@ -59,7 +62,9 @@ pub struct Engine {
     control: Control,
     announce: watch::Sender<Phase>,
     pumps: JoinSet<()>,
+    wakes: [Wake; 2],
     paces: Paces,
+    standings: Standings,
     kill_after: Duration,
 }
 
@@ -81,6 +86,7 @@ impl Engine {
         let (polling, telling) = (Wake::default(), Wake::default());
         let accounts = accounts(control, settings, before).await?;
         let paces = accounts.values().map(|account| (account.name.clone(), Arc::clone(&account.pace))).collect();
+        let standings = standings(settings, before);
         let poller = Poller {
             store: store.clone(),
             clock: clock.clone(),
@@ -91,6 +97,7 @@ impl Engine {
             only: only.clone(),
             wake: polling.clone(),
             told: telling.clone(),
+            live: Live::default(),
             unknown: Mutex::default(),
         };
         let relay = Relay {
@@ -98,15 +105,17 @@ impl Engine {
             clock: clock.clone(),
             dice: Dice::fair(),
             owner: owner.clone(),
-            hooks: settings.hooks.iter().map(lane).collect(),
+            hooks: settings.hooks.iter().map(|hook| lane(hook, &standings)).collect(),
             perform: perform(hooks, clock.clone(), stop.clone()),
             only,
+            live: Live::default(),
         };
+        let wakes = [polling.clone(), telling.clone()];
         let mut pumps = JoinSet::new();
         pumps.spawn(pump::run(Arc::new(poller), polling, stop.clone()));
         pumps.spawn(pump::run(Arc::new(relay), telling, stop));
         let kill_after = settings.hooks.iter().map(kill_after).max().unwrap_or_default();
-        Ok(Self { owner, control: control.clone(), announce, pumps, paces, kill_after })
+        Ok(Self { owner, control: control.clone(), announce, pumps, wakes, paces, standings, kill_after })
     }
 
     /// The name in its leases.
@@ -120,6 +129,11 @@ impl Engine {
             Some(Err(error)) => format!("the poller or the relay failed: {error}"),
             Some(Ok(())) | None => "the poller or the relay ended by itself".into(),
         }
+    }
+
+    /// Has both pumps look again: something may be due of which no worker of theirs has told them.
+    pub fn wake(&self) {
+        self.wakes.iter().for_each(Wake::wake);
     }
 
     /// Claims no more.
@@ -150,6 +164,12 @@ impl Engine {
     }
 }
 
+fn standings(settings: &Settings, before: Option<&Engine>) -> Standings {
+    let known = |name: &String| before.and_then(|engine| engine.standings.get(name)).cloned().unwrap_or_default();
+    let names = settings.hooks.iter().map(|hook| &hook.subscription.hook);
+    names.map(|name| (name.clone(), known(name))).collect()
+}
+
 async fn all_ended(pumps: &mut JoinSet<()>) {
     while pumps.join_next().await.is_some() {}
 }
@@ -171,7 +191,8 @@ async fn accounts(
     for account in &settings.accounts {
         let row = known.iter().find(|row| row.name == account.name);
         let kept = before.and_then(|engine| engine.paces.get(&account.name));
-        let pace = kept.cloned().unwrap_or_else(|| new_pace(account, row));
+        let lost = row.map_or(Duration::ZERO, |row| lost(row, control.clock.now()));
+        let pace = kept.cloned().unwrap_or_else(|| new_pace(account, lost));
         {
             let mut pace = pace.lock().unwrap_or_else(PoisonError::into_inner);
             pace.set_limits(account.limits);
@@ -179,23 +200,29 @@ async fn accounts(
             pace.probe_now();
         }
         if kept.is_none() {
-            open_account(&control.store, row).await?;
+            open_account(&control.store, row, lost).await?;
         }
         accounts.insert(account.name.clone(), set_up(account, pace, control.clock.clone())?);
     }
     Ok(accounts)
 }
 
-fn new_pace(account: &config::Account, row: Option<&AccountRow>) -> Arc<Mutex<Pace>> {
-    let lost = row.and_then(|row| u64::try_from(row.lost_ms).ok()).map(Duration::from_millis);
-    Arc::new(Mutex::new(Pace::new(account.limits, lost.unwrap_or_default())))
+fn new_pace(account: &config::Account, lost: Duration) -> Arc<Mutex<Pace>> {
+    Arc::new(Mutex::new(Pace::new(account.limits, lost)))
+}
+
+/// The lost time of an account, with that of a pause in which an earlier process ended.
+fn lost(row: &AccountRow, now: Timestamp) -> Duration {
+    let noted = Duration::from_millis(u64::try_from(row.lost_ms).unwrap_or(0));
+    noted + row.closed_at.map_or(Duration::ZERO, |closed_at| now.since(closed_at))
 }
 
 /// A start tries every account anew, so what is written of an earlier process's pause is over.
-async fn open_account(store: &Store, row: Option<&AccountRow>) -> Result<(), StoreError> {
+async fn open_account(store: &Store, row: Option<&AccountRow>, lost: Duration) -> Result<(), StoreError> {
     match row.filter(|row| row.closure.is_some()) {
         Some(row) => {
-            let open = AccountRow { name: row.name.clone(), lost_ms: row.lost_ms, ..AccountRow::default() };
+            let lost_ms = i64::try_from(lost.as_millis()).unwrap_or(i64::MAX);
+            let open = AccountRow { name: row.name.clone(), lost_ms, ..AccountRow::default() };
             store.note_account(open).await
         }
         None => Ok(()),
@@ -226,9 +253,10 @@ fn read_key(source: &KeySource) -> Result<config::Secret, KeyError> {
     source.read(|name| std::env::var_os(name))
 }
 
-fn lane(hook: &config::Hook) -> (String, HookLane) {
-    let longest = hook.timeout + kill_after(hook);
-    (hook.subscription.hook.clone(), HookLane::new(longest, hook.concurrency, hook.schedule.clone()))
+fn lane(hook: &config::Hook, standings: &Standings) -> (String, HookLane) {
+    let (name, longest) = (hook.subscription.hook.clone(), hook.timeout + kill_after(hook));
+    let standing = standings.get(&name).cloned().unwrap_or_default();
+    (name, HookLane::new(longest, hook.concurrency, hook.schedule.clone(), standing))
 }
 
 fn kill_after(hook: &config::Hook) -> Duration {

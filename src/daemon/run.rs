@@ -56,6 +56,10 @@ pub async fn run(
             },
             _ = heartbeat.tick() => {
                 beat(&control, &engine).await;
+                if !retired.is_empty() {
+                    // Workers of a replaced engine wake its own pumps.
+                    engine.wake();
+                }
                 beats += 1;
                 if beats % STATUS_EVERY == 0 {
                     systemd::status(&describe(&control).await);
@@ -66,6 +70,7 @@ pub async fn run(
                 if let Err(error) = adopt_hooks(&control, &settings).await {
                     tracing::warn!("deliveries of hooks that are gone were not held: {error}");
                 }
+                engine.wake();
             }
             why = engine.ended() => anyhow::bail!(why),
         }
@@ -101,7 +106,10 @@ async fn start(control: &Control, settings: &Settings, before: Option<&Engine>) 
         ..control.clone()
     };
     let engine = Engine::start(&control, settings, None, before).await?;
-    adopt_hooks(&control, settings).await?;
+    if let Err(error) = adopt_hooks(&control, settings).await {
+        tracing::warn!("the deliveries of hooks that are new or gone stay as they are for now: {error}");
+    }
+    engine.wake();
     beat(&control, &engine).await;
     Ok(engine)
 }

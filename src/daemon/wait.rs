@@ -65,25 +65,52 @@ pub async fn wait(
     let mut waiter = Waiter { control, settings, options, engine: None, asked: None };
     let ending = tokio::select! {
         biased;
-        () = stopped(&mut signals) => Ending::Interrupted,
-        ending = waiter.ending(&mut view) => ending?,
+        () = stopped(&mut signals) => Ok(Ending::Interrupted),
+        ending = waiter.ending(&mut view) => ending,
     };
-    let mut left = Vec::new();
-    if let Some(engine) = waiter.engine.take() {
-        let grace = if ending == Ending::Interrupted { Duration::ZERO } else { settings.grace };
-        if ending == Ending::Ended {
-            tokio::select! {
-                biased;
-                () = stopped(&mut signals) => {}
-                tried = first_attempts(control, settings, options) => tried?,
-            }
+    // Whatever it was, what we hold is handed back first.
+    let (ending, left) = match (ending, waiter.engine.take()) {
+        (Ok(ending), Some(engine)) => {
+            let left = wind_up(control, settings, options, (&ending, engine), &mut signals).await?;
+            (ending, left)
         }
-        engine.stop(grace, stopped(&mut signals)).await?;
-        left = control.store.outstanding(options.watches.clone()).await?;
-    }
+        (Err(error), Some(engine)) => {
+            engine.stop(Duration::ZERO, stopped(&mut signals)).await?;
+            return Err(error);
+        }
+        (ending, None) => (ending?, Vec::new()),
+    };
     let watches = in_order(control, options).await?;
     view(&watches);
     Ok(Waited { ending, watches, left })
+}
+
+/// Makes the first attempts, if there is time, and hands everything back; what is left is somebody else's.
+async fn wind_up(
+    control: &Control,
+    settings: &Settings,
+    options: &WaitOptions,
+    (ending, engine): (&Ending, Engine),
+    signals: &mut Signals,
+) -> anyhow::Result<Vec<Outstanding>> {
+    let grace = if *ending == Ending::Interrupted { Duration::ZERO } else { settings.grace };
+    if *ending == Ending::Ended {
+        tokio::select! {
+            biased;
+            () = stopped(signals) => {}
+            tried = first_attempts(control, settings, options) => tried?,
+        }
+    }
+    engine.stop(grace, stopped(signals)).await?;
+    Ok(control.store.outstanding(options.watches.clone()).await?)
+}
+
+/// A locked or full database is waited out.
+fn is_passing(error: &anyhow::Error) -> bool {
+    let engine = error.downcast_ref::<EngineError>();
+    let store = error.downcast_ref::<StoreError>();
+    matches!(store, Some(StoreError::Unavailable(_)))
+        || matches!(engine, Some(EngineError::Store(StoreError::Unavailable(_))))
 }
 
 async fn stopped(signals: &mut Signals) {
@@ -91,15 +118,20 @@ async fn stopped(signals: &mut Signals) {
 }
 
 /// Makes the first attempt of each delivery; the further ones are left to a daemon.
+///
+/// An attempt that cannot be made yet, because its hook asked to be left alone or something stands before it, is left too.
 async fn first_attempts(control: &Control, settings: &Settings, options: &WaitOptions) -> Result<(), StoreError> {
-    loop {
+    let longest = settings.hooks.iter().map(|hook| hook.timeout).max().unwrap_or_default();
+    let deadline = Instant::now() + longest + settings.grace;
+    while Instant::now() < deadline {
         let outstanding = control.store.outstanding(options.watches.clone()).await?;
         let ours = |hook: &str| settings.hooks.iter().any(|known| known.subscription.hook == hook);
         if !outstanding.iter().any(|hook| hook.untried > 0 && ours(&hook.hook)) {
-            return Ok(());
+            break;
         }
         sleep(LOOK).await;
     }
+    Ok(())
 }
 
 async fn in_order(control: &Control, options: &WaitOptions) -> Result<Vec<Watch>, StoreError> {
@@ -123,20 +155,36 @@ impl Waiter<'_> {
     async fn ending(&mut self, view: &mut impl FnMut(&[Watch])) -> anyhow::Result<Ending> {
         let deadline = self.options.timeout.map(|timeout| Instant::now() + timeout);
         loop {
-            let version = self.control.store.version().await?;
-            let watches = in_order(self.control, self.options).await?;
-            view(&watches);
-            if self.have_ended(&watches) {
-                return Ok(Ending::Ended);
+            match self.look(view, deadline).await {
+                Ok(None) => {}
+                Ok(Some(ending)) => return Ok(ending),
+                Err(error) if is_passing(&error) => sleep(ASK).await,
+                Err(error) => return Err(error),
             }
-            self.see_to_polling().await?;
-            if let Some(said) = self.unauthorized(&watches).await? {
-                return Ok(Ending::Unauthorized(said));
-            }
-            if !self.changed(version, deadline).await? {
+            if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
                 return Ok(Ending::TimedOut);
             }
         }
+    }
+
+    /// Looks once, and waits until it is worth another look.
+    async fn look(
+        &mut self,
+        view: &mut impl FnMut(&[Watch]),
+        deadline: Option<Instant>,
+    ) -> anyhow::Result<Option<Ending>> {
+        let version = self.control.store.version().await?;
+        let watches = in_order(self.control, self.options).await?;
+        view(&watches);
+        if self.have_ended(&watches) {
+            return Ok(Some(Ending::Ended));
+        }
+        self.see_to_polling().await?;
+        if let Some(said) = self.unauthorized(&watches).await? {
+            return Ok(Some(Ending::Unauthorized(said)));
+        }
+        let in_time = self.changed(version, deadline).await?;
+        Ok((!in_time).then_some(Ending::TimedOut))
     }
 
     fn have_ended(&self, watches: &[Watch]) -> bool {

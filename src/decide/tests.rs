@@ -233,7 +233,7 @@ fn every_observation_has_its_sign_for_the_account() {
         (Observation::Unpaid { error: error() }, Sign::Unpaid),
         (Observation::Missing { error: error() }, Sign::Neutral),
         (Observation::Rejected { error: error() }, Sign::Neutral),
-        (Observation::Unaskable { error: error() }, Sign::Neutral),
+        (Observation::Unaskable { error: error() }, Sign::Unasked),
     ] {
         assert_eq!(sign(&observation, false), expected, "{observation:?}");
     }

@@ -247,14 +247,14 @@ fn five_failures_in_a_row_over_two_assets_open_the_breaker() {
 fn a_closed_account_is_probed_at_growing_gaps_each_time_with_another_asset() {
     let paused = [60, 180, 480, 1_380, 2_280, 3_180];
     let breaker = [2, 6, 14, 29, 59, 119, 179];
-    let expected = |seconds: &[u64]| -> Vec<_> {
-        let avoided = std::iter::once(None).chain((101..).map(Some));
+    let expected = |seconds: &[u64], closed_by| -> Vec<_> {
+        let avoided = std::iter::once(Some(closed_by)).chain((101..).map(Some));
         seconds.iter().copied().zip(avoided).collect()
     };
     for sign in [Sign::Unauthorized, Sign::Unpaid] {
-        assert_eq!(probes(&mut closed(sign, MINUTE), sign, MINUTE, 6), expected(&paused), "{sign:?}");
+        assert_eq!(probes(&mut closed(sign, MINUTE), sign, MINUTE, 6), expected(&paused, 1), "{sign:?}");
     }
-    assert_eq!(probes(&mut broken(MINUTE), Sign::Strained, MINUTE, 7), expected(&breaker));
+    assert_eq!(probes(&mut broken(MINUTE), Sign::Strained, MINUTE, 7), expected(&breaker, 1));
 }
 
 #[test]
@@ -304,7 +304,7 @@ fn what_a_probe_of_an_open_breaker_says() {
 #[test]
 fn one_probe_at_a_time() {
     let mut pace = closed(Sign::Unauthorized, at(0.0));
-    assert_eq!(pace.room(MINUTE), Room::Probe { avoid: None });
+    assert_eq!(pace.room(MINUTE), Room::Probe { avoid: Some(1) });
     pace.took(&[2], MINUTE);
     assert_eq!(pace.room(HOUR), Room::Open(0), "the probe is under way");
     pace.dropped(2);

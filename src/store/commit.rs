@@ -3,6 +3,7 @@
 //! Whoever finds nobody writing starts a blocking task that commits batch after batch until nothing waits. There is no
 //! thread to start or stop, and a batch is as large as what gathered while the one before it was being synced.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use rusqlite::Connection;
@@ -28,8 +29,8 @@ pub(super) struct Queue {
 impl Store {
     /// Runs `write` in a transaction that others may share, and returns once it is on the disk.
     ///
-    /// An error of `write` undoes its own changes and nobody else's; a failed commit undoes them all and is everyone's
-    /// error. The write happens even if the caller stops waiting for it.
+    /// An error or a panic of `write` undoes its own changes and nobody else's; a failed commit undoes them all and is
+    /// everyone's error. The write happens even if the caller stops waiting for it.
     pub(super) async fn write<T: Send + 'static>(
         &self,
         write: impl FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
@@ -42,7 +43,7 @@ impl Store {
                 let _ = answer.send(committed.and(result));
             })
         }));
-        answered.await.unwrap_or_else(|_| Err(StoreError::Broken("a write ended with a panic".into())))
+        answered.await.unwrap_or_else(|_| Err(StoreError::Broken("a write was dropped".into())))
     }
 
     fn enqueue(&self, write: Write) {
@@ -57,18 +58,8 @@ impl Store {
 }
 
 fn commit_all(shared: &Shared) {
-    // After a panic somebody else has to be able to start again.
-    struct Release<'a>(&'a Shared);
-    impl Drop for Release<'_> {
-        fn drop(&mut self) {
-            if std::thread::panicking() {
-                lock(&self.0.queue).committing = false;
-            }
-        }
-    }
-    let release = Release(shared);
     let connection = lock(&shared.writer);
-    while let Some(batch) = next_batch(release.0) {
+    while let Some(batch) = next_batch(shared) {
         commit(&connection, batch);
     }
 }
@@ -95,7 +86,7 @@ fn commit(connection: &Connection, batch: Vec<Write>) {
 
 fn begin(connection: &Connection) -> Result<(), StoreError> {
     if !connection.is_autocommit() {
-        // A panic left it open.
+        // A rollback that failed left it open.
         connection.execute_batch("ROLLBACK")?;
     }
     connection.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
@@ -126,13 +117,21 @@ fn in_savepoint<T>(
 ) -> Result<T, StoreError> {
     check_open(connection)?;
     connection.prepare_cached("SAVEPOINT one")?.execute([])?;
-    let result = write(connection);
+    // A panic is its own write's error: those that share the transaction, or wait behind it, had no part in it.
+    let result = catch_unwind(AssertUnwindSafe(|| write(connection)));
+    let result = result.unwrap_or_else(|_| Err(StoreError::Broken("a write ended with a panic".into())));
     if connection.is_autocommit() {
         return result;
     }
-    if result.is_err() {
-        connection.prepare_cached("ROLLBACK TO one")?.execute([])?;
+    let undone = match &result {
+        Ok(_) => Ok(0),
+        Err(_) => connection.prepare_cached("ROLLBACK TO one").and_then(|mut undo| undo.execute([])),
+    };
+    let released = connection.prepare_cached("RELEASE one").and_then(|mut release| release.execute([]));
+    if let Err(error) = undone.and(released) {
+        // Nobody knows what is left of it, so nothing may be: the others are told, and try again.
+        connection.execute_batch("ROLLBACK")?;
+        return Err(error.into());
     }
-    connection.prepare_cached("RELEASE one")?.execute([])?;
     result
 }

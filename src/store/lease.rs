@@ -13,8 +13,15 @@ use crate::clock::Timestamp;
 /// A lease that ends later than this was written by a clock that has been set back since: it is over.
 const LONGEST_LEASE: Duration = Duration::from_secs(2 * 3_600);
 
-const FREE: &str = "state = 'waiting' AND lease_until IS NULL";
-const LEASED: &str = "lease_until IS NOT NULL";
+/// Rows that have an index of their own, and the instant by which it is sorted.
+#[derive(Clone, Copy)]
+struct Sort {
+    rows: &'static str,
+    instant: &'static str,
+}
+
+const FREE: Sort = Sort { rows: "state = 'waiting' AND lease_until IS NULL", instant: "due_at" };
+const LEASED: Sort = Sort { rows: "lease_until IS NOT NULL", instant: "lease_until" };
 
 /// A table that is claimed from.
 pub(super) struct Line {
@@ -23,7 +30,7 @@ pub(super) struct Line {
     pub(super) lane: &'static str,
     /// The column that holds the watch's id.
     pub(super) watch: &'static str,
-    /// A condition for a row of `due` that must not overtake another one.
+    /// A condition for a row, `due`, that must not overtake another one.
     pub(super) in_order: &'static str,
 }
 
@@ -31,6 +38,11 @@ pub(super) struct Line {
 pub(super) fn only(terms: &Terms) -> Result<Option<String>, StoreError> {
     let json = terms.only.as_ref().map(serde_json::to_string).transpose();
     json.map_err(|error| StoreError::Broken(error.to_string()))
+}
+
+/// The rows that the claimer is at, likewise.
+fn live(terms: &Terms) -> Result<String, StoreError> {
+    serde_json::to_string(&terms.live).map_err(|error| StoreError::Broken(error.to_string()))
 }
 
 /// The rows to claim in a lane, at most its room, as `read` makes them out of `columns` (the id first): expired leases,
@@ -42,29 +54,18 @@ pub(super) fn due<T>(
     columns: &str,
     read: impl Fn(&Row<'_>) -> rusqlite::Result<T>,
 ) -> Result<Vec<(i64, T)>, StoreError> {
-    let Line { table, lane: column, watch, in_order } = line;
     let late_lease = terms.now + LONGEST_LEASE;
-    let sorts = [
-        (LEASED, "lease_until", "<=", terms.now),
-        (LEASED, "lease_until", ">", late_lease),
-        (FREE, "due_at", "<=", terms.now),
-        (FREE, "due_at", ">", terms.horizon),
-    ];
+    let sorts =
+        [(LEASED, "<=", terms.now), (LEASED, ">", late_lease), (FREE, "<=", terms.now), (FREE, ">", terms.horizon)];
     // One more, to have another one than the one to avoid.
     let room = lane.room as usize + usize::from(lane.avoid.is_some());
+    let live = live(terms)?;
     let mut rows = Vec::new();
-    for (which, instant, test, bound) in sorts {
-        let sql = format!(
-            "SELECT {columns} FROM {table} AS due
-             WHERE {column} = ?1 AND {which} AND {instant} {test} ?2
-               AND (?4 IS NULL OR {watch} IN (SELECT value FROM json_each(?4))) {in_order}
-             ORDER BY {instant} LIMIT ?3"
-        );
+    for (sort, test, bound) in sorts {
         let left = i64::try_from(room.saturating_sub(rows.len())).unwrap_or(i64::MAX);
-        let mut statement = connection.prepare_cached(&sql)?;
-        let found = statement
-            .query_map(params![lane.name, bound.as_millis(), left, only], |row| Ok((row.get(0)?, read(row)?)))?;
-        for row in found {
+        let mut statement = connection.prepare_cached(&due_sql(line, columns, sort, test))?;
+        let values = params![lane.name, only, live, bound.as_millis(), left];
+        for row in statement.query_map(values, |row| Ok((row.get(0)?, read(row)?)))? {
             rows.push(row?);
         }
     }
@@ -79,19 +80,106 @@ pub(super) fn due<T>(
 pub(super) fn next_due(
     connection: &Connection,
     line: &Line,
-    lane: &str,
-    only: Option<&str>,
+    (lane, terms, only): (&Lane, &Terms, Option<&str>),
 ) -> Result<Option<Timestamp>, StoreError> {
-    let Line { table, lane: column, watch, in_order } = line;
-    let mine = format!("(?2 IS NULL OR {watch} IN (SELECT value FROM json_each(?2)))");
-    let sql = format!(
-        "SELECT min(at) FROM (
-             SELECT * FROM (SELECT due_at AS at FROM {table} AS due
-                 WHERE {column} = ?1 AND {FREE} AND {mine} {in_order} ORDER BY due_at LIMIT 1)
-             UNION ALL
-             SELECT * FROM (SELECT lease_until AS at FROM {table}
-                 WHERE {column} = ?1 AND {LEASED} AND {mine} ORDER BY lease_until LIMIT 1))"
-    );
-    let at: Option<i64> = connection.prepare_cached(&sql)?.query_row(params![lane, only], |row| row.get(0))?;
+    let values = params![lane.name, only, live(terms)?];
+    let at: Option<i64> = connection.prepare_cached(&next_due_sql(line))?.query_row(values, |row| row.get(0))?;
     Ok(at.map(Timestamp::from_millis))
+}
+
+/// The first `?5` of the rows below whose instant compares so with `?4`.
+fn due_sql(line: &Line, columns: &str, sort: Sort, test: &str) -> String {
+    let rows = rows(line, sort);
+    let instant = sort.instant;
+    format!("SELECT {columns} {rows} AND {instant} {test} ?4 ORDER BY {instant} LIMIT ?5")
+}
+
+fn next_due_sql(line: &Line) -> String {
+    let first = |sort: Sort| {
+        let (rows, instant) = (rows(line, sort), sort.instant);
+        format!("SELECT * FROM (SELECT {instant} AS at {rows} ORDER BY {instant} LIMIT 1)")
+    };
+    format!("SELECT min(at) FROM ({} UNION ALL {})", first(FREE), first(LEASED))
+}
+
+/// What can be claimed, now or later, from the lane `?1`; only of the watches `?2` unless that is null, and not `?3`.
+fn rows(line: &Line, sort: Sort) -> String {
+    let Line { table, lane, watch, in_order } = line;
+    let rows = sort.rows;
+    format!(
+        "FROM {table} AS due WHERE {lane} = ?1 AND {rows}
+             AND id NOT IN (SELECT value FROM json_each(?3))
+             AND (?2 IS NULL OR {watch} IN (SELECT value FROM json_each(?2))) {in_order}"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Store, ledger, lock, open, watches};
+    use super::*;
+
+    /// A database with many rows of each kind, in two lanes.
+    fn full(directory: &tempfile::TempDir) -> Store {
+        let store = open::open(&directory.path().join("assetwatch.db")).unwrap();
+        let numbers = "WITH RECURSIVE number (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM number WHERE n < 600)";
+        let lease = "iif(n % 3 = 0, 'us', NULL), iif(n % 3 = 0, n, NULL)";
+        let rows = format!(
+            "{numbers} INSERT INTO watches (asset_id, account, due_at, lease_owner, lease_until)
+                 SELECT 'ast_' || n, 'lane ' || n % 2, n, {lease} FROM number;
+             {numbers} INSERT INTO events (id, watch_id, type, body, created_at) SELECT n, n, 'x', x'', n FROM number;
+             {numbers} INSERT INTO deliveries (event_seq, hook, watch_id, due_at, lease_owner, lease_until, created_at)
+                 SELECT n, 'lane ' || n % 2, n, n, {lease}, n FROM number;"
+        );
+        lock(&store.shared.writer).execute_batch(&rows).unwrap();
+        store
+    }
+
+    /// The steps of SQLite's plan for `sql`.
+    fn plan(connection: &Connection, sql: &str) -> Vec<String> {
+        let mut statement = connection.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
+        let parameters = vec![rusqlite::types::Null; statement.parameter_count()];
+        let steps = statement.query_map(rusqlite::params_from_iter(parameters), |row| row.get("detail")).unwrap();
+        steps.collect::<Result<_, _>>().unwrap()
+    }
+
+    /// The plan searches by this index, and never reads a whole table or sorts.
+    fn assert_searches(connection: &Connection, sql: &str, index: &str) {
+        let plan = plan(connection, sql);
+        assert!(
+            plan.iter().any(|step| step.starts_with("SEARCH") && step.contains(index)),
+            "{index}: {plan:#?}\n{sql}"
+        );
+        for step in plan {
+            let of_one_row = step.starts_with("SCAN (subquery") || step.contains("json_each") || step == "SCAN at";
+            assert!(!step.contains("SCAN") || of_one_row, "{step}\n{sql}");
+            assert!(!step.contains("TEMP B-TREE"), "{step}\n{sql}");
+        }
+    }
+
+    #[test]
+    fn a_claim_reads_no_more_than_it_takes() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = full(&directory);
+        let connection = lock(&store.shared.writer);
+        // The statistics of another program's ANALYZE must not change the plan for the worse.
+        for analyze in ["", "ANALYZE"] {
+            connection.execute_batch(analyze).unwrap();
+            for (line, free, leased) in [
+                (&watches::LINE, "watches_due (account=?", "watches_leased (account=?"),
+                (&ledger::LINE, "deliveries_due (hook=?", "deliveries_leased (hook=?"),
+            ] {
+                for test in ["<=", ">"] {
+                    assert_searches(&connection, &due_sql(line, "id", FREE, test), &format!("{free} AND due_at"));
+                    assert_searches(
+                        &connection,
+                        &due_sql(line, "id", LEASED, test),
+                        &format!("{leased} AND lease_until"),
+                    );
+                }
+                assert_searches(&connection, &next_due_sql(line), free);
+                assert_searches(&connection, &next_due_sql(line), leased);
+            }
+            assert_searches(&connection, watches::UP_TO_TWO_WAIT, "(account=?");
+        }
+    }
 }

@@ -11,7 +11,7 @@ use crate::decide::Verdict;
 use crate::delivery::{Attempt, Delivery, Event, Outcome, Parcel};
 
 /// Of one watch, a hook is told in order: what waits or is held blocks what came later.
-const LINE: Line = Line {
+pub(super) const LINE: Line = Line {
     table: "deliveries",
     lane: "hook",
     watch: "watch_id",
@@ -292,7 +292,7 @@ fn claim_lane(
     let due = lease::due(connection, &LINE, (lane, terms, only), "id", |_| Ok(()))?;
     let until = terms.now + lane.lease;
     let rows = due.iter().map(|(id, ())| lease_one(connection, *id, terms, until)).collect::<Result<_, _>>()?;
-    let next_due = lease::next_due(connection, &LINE, &lane.name, only)?;
+    let next_due = lease::next_due(connection, &LINE, (lane, terms, only))?;
     Ok(Claimed { lane: lane.name.clone(), rows, next_due, alone: false })
 }
 
@@ -380,7 +380,25 @@ fn apply_verdict(
             error,
             finished_at,
         ])?;
+    if state != "delivered" && state != "dead" {
+        supersede_late(connection, delivery.id, now)?;
+    }
     Ok(changed == 0)
+}
+
+/// An `asset.processing` that was under way when its asset ended: it has not arrived, and must not keep the end waiting.
+fn supersede_late(connection: &Connection, id: i64, now: Timestamp) -> Result<(), StoreError> {
+    connection
+        .prepare_cached(
+            "UPDATE deliveries AS late SET state = 'dead', due_at = NULL, finished_at = ?2, lease_owner = NULL,
+                 lease_until = NULL, last_error = 'superseded: the asset has ended since'
+             WHERE id = ?1 AND state IN ('waiting', 'held')
+               AND (SELECT type FROM events WHERE seq = event_seq) = 'asset.processing'
+               AND EXISTS (SELECT 1 FROM deliveries AS later WHERE later.watch_id = late.watch_id
+                               AND later.hook = late.hook AND later.id > late.id)",
+        )?
+        .execute(params![id, now.as_millis()])?;
+    Ok(())
 }
 
 fn history(connection: &Connection, watch_id: i64) -> Result<History, StoreError> {

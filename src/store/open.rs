@@ -164,3 +164,24 @@ fn explained(error: &rusqlite::Error) -> String {
         _ => error.to_string(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::lock;
+    use super::*;
+
+    /// These belong to a connection, so no other program can see them.
+    #[test]
+    fn each_connection_waits_for_the_disk_and_for_locks() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = open(&directory.path().join("assetwatch.db")).unwrap();
+        for connection in [&store.shared.writer, &store.shared.reader] {
+            let connection = lock(connection);
+            let number = |name| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0)).unwrap();
+            assert_eq!(number("synchronous"), 2, "FULL");
+            assert_eq!((number("foreign_keys"), number("busy_timeout")), (1, 5_000));
+            let journal: String = connection.pragma_query_value(None, "journal_mode", |row| row.get(0)).unwrap();
+            assert_eq!(journal, "wal");
+        }
+    }
+}

@@ -1,6 +1,5 @@
 //! Watches: adding, claiming, recording, looking.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use rusqlite::types::Value;
@@ -13,7 +12,11 @@ use crate::clock::Timestamp;
 use crate::delivery::Event;
 use crate::watch::{State, Watch};
 
-const LINE: Line = Line { table: "watches", lane: "account", watch: "id", in_order: "" };
+pub(super) const LINE: Line = Line { table: "watches", lane: "account", watch: "id", in_order: "" };
+
+/// Of a lane with a million watches it counts no more than are asked about.
+pub(super) const UP_TO_TWO_WAIT: &str =
+    "SELECT count(*) FROM (SELECT 1 FROM watches WHERE account = ?1 AND state = 'waiting' LIMIT 2)";
 
 /// What `add` takes for one asset.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -38,7 +41,7 @@ pub struct NewWatch {
 pub enum Added {
     /// There is a new watch.
     New(Box<Watch>),
-    /// It was being watched, or has ended before: this is its newest watch.
+    /// It was being watched, or has settled before: this is its newest watch.
     Known(Box<Watch>),
     /// It is being watched with other options; this column would have changed.
     Conflict { watch: Box<Watch>, column: &'static str },
@@ -103,12 +106,12 @@ impl Store {
     }
 
     /// Writes a watch as it stands after a poll, with the events that tell of it and one delivery for each of their
-    /// hooks, all or nothing, if its generation still holds the lease.
+    /// hooks, all or nothing, if `after.generation` still holds the lease.
     ///
     /// # Errors
     /// [`StoreError::LeaseLost`] when somebody else has claimed the watch since, or it has ended.
-    pub async fn record(&self, outcome: Arc<(Watch, Vec<Event>)>) -> Result<(), StoreError> {
-        self.write(move |connection| update(connection, &outcome.0, &outcome.1)).await
+    pub async fn record(&self, after: Watch, events: Vec<Event>) -> Result<(), StoreError> {
+        self.write(move |connection| update(connection, &after, &events)).await
     }
 
     /// Ends a waiting watch by hand: `rule` makes what is written out of what stands there, in the same transaction.
@@ -280,12 +283,8 @@ fn claim_lane(
         lease.execute(params![id, terms.owner, until.as_millis(), watch.generation])?;
         rows.push(watch);
     }
-    let waiting: i64 = connection
-        .prepare_cached(
-            "SELECT count(*) FROM (SELECT 1 FROM watches WHERE account = ?1 AND state = 'waiting' LIMIT 2)",
-        )?
-        .query_row([&lane.name], |row| row.get(0))?;
-    let next_due = lease::next_due(connection, &LINE, &lane.name, only)?;
+    let waiting: i64 = connection.prepare_cached(UP_TO_TWO_WAIT)?.query_row([&lane.name], |row| row.get(0))?;
+    let next_due = lease::next_due(connection, &LINE, (lane, terms, only))?;
     Ok(Claimed { lane: lane.name.clone(), rows, next_due, alone: waiting < 2 })
 }
 

@@ -17,4 +17,6 @@ mod rig;
 #[cfg(test)]
 mod shutdown;
 #[cfg(test)]
+mod store;
+#[cfg(test)]
 mod virtual_time;

@@ -291,11 +291,14 @@ fn assert_checks_catch_what_is_planted(place: &Place) {
         ("DELETE FROM attempts WHERE number = 1".into(), "every attempt is in the ledger"),
         ("DELETE FROM events WHERE type = 'asset.active' AND watch_id = 1".into(), "every settled watch has exactly"),
         ("INSERT INTO watches (asset_id) SELECT asset_id FROM watches WHERE id = 1".into(), "every asset is settled"),
-        ("UPDATE deliveries SET state = 'dead' WHERE id = 1".into(), "every delivery is delivered"),
+        (
+            "UPDATE deliveries SET state = 'dead' WHERE id = (SELECT max(id) FROM deliveries)".into(),
+            "every delivery is delivered",
+        ),
         (
             format!(
                 "UPDATE deliveries SET state = 'waiting', due_at = 0, finished_at = NULL, lease_owner = 'gone',
-                     lease_until = {long} WHERE id = 1"
+                     lease_until = {long} WHERE id = (SELECT max(id) FROM deliveries)"
             ),
             "nothing is leased",
         ),

@@ -17,7 +17,7 @@ use assetwatch::decide::{self, Moment, Observation, Rules};
 use assetwatch::delivery::{Attempt, Event, Outcome, Subscription, Telling, Topic};
 use assetwatch::pace::{Limits, Pace};
 use assetwatch::poller::{Account, Poller};
-use assetwatch::pump::{self, Gate, Phase, Stop, Wake, Work};
+use assetwatch::pump::{self, Gate, Live, Phase, Stop, Wake, Work};
 use assetwatch::relay::{HookLane, Perform, Relay};
 use assetwatch::store::{Added, Claimed, Filter, Lane, NewWatch, Store, StoreError, Terms};
 use assetwatch::watch::{Asset, Watch};
@@ -98,7 +98,7 @@ impl World {
         let subscriptions: Vec<_> = hooks.iter().map(|hook| subscription(hook)).collect();
         let telling = Telling { install_id: self.store.install_id(), subscriptions: &subscriptions };
         let events = facts.iter().map(|fact| Event::new(fact, &after, None, now, &telling)).collect();
-        self.store.record(Arc::new((after, events))).await.unwrap();
+        self.store.record(after, events).await.unwrap();
         watch.id
     }
 
@@ -106,8 +106,14 @@ impl World {
     async fn claim(&self, asset_id: &str, owner: &str, lease: Duration) -> Watch {
         let watch = self.watch(asset_id).await;
         let (now, lane) = (self.clock.now(), Lane { name: watch.account, room: 1, avoid: None, lease });
-        let terms =
-            Terms { owner: owner.into(), lanes: vec![lane], now, horizon: now + DAY, only: Some(vec![watch.id]) };
+        let terms = Terms {
+            owner: owner.into(),
+            lanes: vec![lane],
+            now,
+            horizon: now + DAY,
+            only: Some(vec![watch.id]),
+            live: Vec::new(),
+        };
         self.store.claim_watches(terms).await.unwrap().remove(0).rows.remove(0)
     }
 
@@ -120,6 +126,7 @@ impl World {
     /// A poller of these accounts.
     fn poller(&self, apis: &[&Api]) -> Arc<Poller> {
         Arc::new(Poller {
+            live: Live::default(),
             store: self.store.clone(),
             clock: self.clock.clone(),
             dice: Dice::new(|| 0.5),
@@ -137,6 +144,7 @@ impl World {
     fn relay(&self, receivers: &[&Receiver]) -> Arc<Relay> {
         let performs: BTreeMap<_, _> = receivers.iter().map(|receiver| (receiver.name, receiver.perform())).collect();
         Arc::new(Relay {
+            live: Live::default(),
             store: self.store.clone(),
             clock: self.clock.clone(),
             dice: Dice::new(|| 0.0),
@@ -278,7 +286,7 @@ impl Receiver {
     }
 
     fn lane(&self) -> HookLane {
-        HookLane::new(20 * SECOND, self.concurrency, self.schedule.clone())
+        HookLane::new(20 * SECOND, self.concurrency, self.schedule.clone(), Arc::default())
     }
 
     fn perform(&self) -> Perform {

@@ -104,7 +104,7 @@ async fn an_attempt_whose_sender_died_is_made_again_when_its_lease_ends() {
     let watch = world.settle("a", &["cms"]).await;
     let lane = Lane { name: "cms".into(), room: 1, avoid: None, lease: 30 * SECOND };
     let (now, owner) = (world.clock.now(), "who died".into());
-    let terms = Terms { owner, lanes: vec![lane], now, horizon: now + DAY, only: None };
+    let terms = Terms { owner, lanes: vec![lane], now, horizon: now + DAY, only: None, live: Vec::new() };
     assert_eq!(world.store.claim_deliveries(terms).await.unwrap()[0].rows.len(), 1);
     let relay = Running::relay(&world.relay(&[&receiver]));
     world.until(MINUTE).await;
