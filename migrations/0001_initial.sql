@@ -19,7 +19,8 @@ CREATE TABLE watches (
             instr(CAST(asset_id AS BLOB), x'00') = 0
             AND asset_id NOT GLOB '*[' || char(1) || '-' || char(31) || char(127) || '-' || char(159) || ']*')
         CONSTRAINT "an asset id must be valid UTF-8" CHECK (asset_id NOT GLOB '*' || char(65533) || '*'),
-    account         TEXT    NOT NULL DEFAULT 'default' CHECK (length(account) BETWEEN 1 AND 64),
+    account         TEXT    NOT NULL DEFAULT 'default'
+        CONSTRAINT "an account's name has 1 to 64 characters" CHECK (length(account) BETWEEN 1 AND 64),
     state           TEXT    NOT NULL DEFAULT 'waiting'
         CHECK (state IN ('waiting', 'settled', 'abandoned', 'cancelled')),
     due_at          INTEGER DEFAULT 0,
@@ -41,7 +42,8 @@ CREATE TABLE watches (
     frames          INTEGER,
     reason          TEXT CHECK (reason IN ('missing', 'rejected', 'patience')),
     last_error      TEXT,
-    batch           TEXT CHECK (length(batch) BETWEEN 1 AND 128),
+    batch           TEXT
+        CONSTRAINT "a batch's name has 1 to 128 characters" CHECK (length(batch) BETWEEN 1 AND 128),
     metadata        TEXT
         CONSTRAINT "metadata must be JSON of at most 16 KiB"
         CHECK (metadata IS NULL OR (json_valid(metadata) AND length(CAST(metadata AS BLOB)) <= 16384)),

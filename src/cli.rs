@@ -237,7 +237,7 @@ pub struct Events {
     #[arg(long, short)]
     pub follow: bool,
     /// Only what happened since then: an instant (RFC 3339) or a time ago, e.g. `2h`
-    #[arg(long, value_name = "WHEN")]
+    #[arg(long, value_name = "WHEN", value_parser = verbs::since)]
     pub since: Option<String>,
 }
 
@@ -261,9 +261,13 @@ pub fn command() -> clap::Command {
     Cli::command()
 }
 
+/// Nobody waits longer, and no clock overflows.
+const LONGEST: Duration = Duration::from_secs(10 * 366 * 24 * 3_600);
+
 fn duration(text: &str) -> Result<Duration, String> {
     match parse_duration(text) {
         Ok(Duration::ZERO) => Err("it must be longer than nothing".into()),
+        Ok(duration) if duration > LONGEST => Err("it must be at most ten years".into()),
         Ok(duration) => Ok(duration),
         Err(error) => Err(format!("{error}; write it like `90s`, `10m` or `2h 30m`")),
     }

@@ -24,6 +24,8 @@ pub struct Control {
     pub clock: Clock,
     /// Who is told when a watch is cancelled.
     pub subscriptions: Vec<Subscription>,
+    /// The accounts that the configuration names.
+    pub accounts: Vec<String>,
 }
 
 /// The options of `add`, for all ids of one call.

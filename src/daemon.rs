@@ -22,5 +22,6 @@ use crate::store::{Store, StoreError};
 pub async fn open(settings: &Settings) -> Result<Control, StoreError> {
     let store = Store::open(Path::new(&settings.database)).await?;
     let subscriptions = settings.hooks.iter().map(|hook| hook.subscription.clone()).collect();
-    Ok(Control { store, clock: Clock::system(), subscriptions })
+    let accounts = settings.accounts.iter().map(|account| account.name.clone()).collect();
+    Ok(Control { store, clock: Clock::system(), subscriptions, accounts })
 }

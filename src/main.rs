@@ -60,7 +60,7 @@ fn verbosity(cli: &Cli) -> Verbosity {
 
 async fn wait(args: cli::Wait, settings: &Settings, output: Output) -> anyhow::Result<u8> {
     let control = daemon::open(settings).await?;
-    let watches = cli::watches_for(args.ids, &args.account, &control).await?;
+    let watches = cli::watches_for(args.ids, &args.account, &control, output).await?;
     let options = WaitOptions { watches, timeout: args.timeout, any: args.any };
     let mut progress = Progress::new(&output, clock::Clock::system());
     let waited = daemon::wait(&control, settings, &options, |watches| progress.show(watches)).await?;

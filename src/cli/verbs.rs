@@ -55,6 +55,7 @@ pub fn ids(arguments: Vec<String>) -> Box<dyn Iterator<Item = io::Result<String>
 }
 
 async fn add(args: Add, control: &Control, output: Output) -> anyhow::Result<u8> {
+    warn_of_account(&args.account, control, output);
     let options = AddOptions {
         account: args.account,
         patience: args.patience,
@@ -76,13 +77,23 @@ async fn add(args: Add, control: &Control, output: Output) -> anyhow::Result<u8>
     }
 }
 
+/// The daemon may have another configuration, so it is only said.
+fn warn_of_account(account: &str, control: &Control, output: Output) {
+    if !control.accounts.iter().any(|known| known == account) {
+        output.say(&format!(
+            "The configuration names no account {:?}; nothing polls for it until it does.",
+            plain(account)
+        ));
+    }
+}
+
 fn print_added(result: &AddResult, output: Output) -> io::Result<()> {
     if output.json {
         return output.object(result);
     }
     let id = plain(&result.asset_id);
     if let Some(error) = &result.error {
-        complain(&format!("{id:?}: {error}"));
+        complain(&format!("{:?}: {error}", shortened(&id)));
         return Ok(());
     }
     match (&result.watch, result.result) {
@@ -92,6 +103,16 @@ fn print_added(result: &AddResult, output: Output) -> io::Result<()> {
         }
         _ => output.line(&format!("added {id}")),
     }
+}
+
+/// Enough of a long id to find it by.
+fn shortened(id: &str) -> String {
+    const ENOUGH: usize = 60;
+    let mut short: String = id.chars().take(ENOUGH).collect();
+    if short.len() < id.len() {
+        short.push('…');
+    }
+    short
 }
 
 async fn list(args: List, control: &Control, output: Output) -> anyhow::Result<u8> {
@@ -286,14 +307,18 @@ fn print_event(event: &EventRow, output: Output) -> io::Result<()> {
     output.line(format!("{} {} {asset} {url}", event.created_at, plain(&event.event_type)).trim_end())
 }
 
+/// Whether `--since` can be understood; what it means depends on the time.
+pub(super) fn since(text: &str) -> Result<String, String> {
+    instant(text, Timestamp::default()).map(|_| text.to_owned()).map_err(|error| error.to_string())
+}
+
 /// An instant: RFC 3339, or a time ago.
 fn instant(text: &str, now: Timestamp) -> anyhow::Result<Timestamp> {
     if let Ok(instant) = text.parse() {
         return Ok(instant);
     }
-    let ago = super::parse_duration(text).map_err(|_| {
-        anyhow::anyhow!("--since {text:?}: it must be an instant like `2026-09-21T10:00:00Z` or a time ago like `2h`")
-    })?;
+    let ago = super::parse_duration(text)
+        .map_err(|_| anyhow::anyhow!("it must be an instant like `2026-09-21T10:00:00Z` or a time ago like `2h`"))?;
     Ok(now.as_system_time().checked_sub(ago).unwrap_or(SystemTime::UNIX_EPOCH).into())
 }
 
@@ -301,15 +326,21 @@ fn instant(text: &str, now: Timestamp) -> anyhow::Result<Timestamp> {
 ///
 /// # Errors
 /// When one of the ids is none; nothing is waited for then.
-pub async fn watches_for(arguments: Vec<String>, account: &str, control: &Control) -> anyhow::Result<Vec<i64>> {
+pub async fn watches_for(
+    arguments: Vec<String>,
+    account: &str,
+    control: &Control,
+    output: Output,
+) -> anyhow::Result<Vec<i64>> {
     let ids = ids(arguments).collect::<Result<Vec<_>, _>>()?;
+    warn_of_account(account, control, output);
     let options = AddOptions { account: account.into(), ..AddOptions::default() };
     let mut watches = Vec::with_capacity(ids.len());
     for result in control.add(ids, &options).await? {
         match result.watch {
             Some(watch) if !watches.contains(&watch.id) => watches.push(watch.id),
             Some(_) => {}
-            None => anyhow::bail!("{:?}: {}", plain(&result.asset_id), result.error.unwrap_or_default()),
+            None => anyhow::bail!("{:?}: {}", shortened(&plain(&result.asset_id)), result.error.unwrap_or_default()),
         }
     }
     Ok(watches)

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use super::literal::{MASK, printable};
@@ -132,10 +133,18 @@ const EMPTY: &str = "is empty; put the secret into it";
 const NOT_ASCII: &str =
     "holds something other than printable ASCII, which a secret never does; write it anew, as plain text";
 
-/// One byte more than allowed is read, so that too long a file is noticed, and an endless one is no trouble.
+/// One byte more than allowed is read, so that too long a file is noticed.
 fn read_file(path: &Path) -> io::Result<Vec<u8>> {
+    read_at_most(path, LONGEST as u64 + 1)
+}
+
+/// The beginning of a file: an endless one is no trouble, and a pipe that nobody writes to is not waited for.
+pub(crate) fn read_at_most(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+    if std::fs::metadata(path)?.file_type().is_fifo() {
+        return Err(io::Error::other("it is a pipe, not a file"));
+    }
     let mut bytes = Vec::new();
-    File::open(path)?.take(LONGEST as u64 + 1).read_to_end(&mut bytes)?;
+    File::open(path)?.take(limit).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 

@@ -1,8 +1,7 @@
 //! Signatures of Standard Webhooks 1.0: HMAC-SHA256 over `id.timestamp.body`, one for each secret.
 
 use std::ffi::OsString;
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::path::Path;
 
 use base64::Engine;
@@ -10,7 +9,7 @@ use base64::engine::general_purpose::STANDARD;
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 
-use crate::config::KeySource;
+use crate::config::{KeySource, read_at_most};
 
 /// What every secret begins with.
 const PREFIX: &str = "whsec_";
@@ -91,8 +90,7 @@ fn key(secret: &str) -> Option<Hmac<Sha256>> {
 }
 
 fn read_file(path: &Path) -> io::Result<String> {
-    let mut bytes = Vec::new();
-    File::open(path)?.take(LARGEST_FILE).read_to_end(&mut bytes)?;
+    let bytes = read_at_most(path, LARGEST_FILE)?;
     // What is not UTF-8 is no secret either, and the line that it is on will be named.
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }

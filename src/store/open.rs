@@ -22,6 +22,12 @@ const BUSY: Duration = Duration::from_secs(5);
 
 pub(super) fn open(path: &Path) -> Result<Store, StoreError> {
     let unusable = |why: String| StoreError::Unusable { path: path.to_owned(), why };
+    // SQLite gives `:memory:` and `file:…` a meaning of their own, and an absolute path none.
+    let absolute = std::path::absolute(path).map_err(|error| unusable(error.to_string()))?;
+    let path = absolute.as_path();
+    if std::fs::metadata(path).is_ok_and(|file| !file.is_file()) {
+        return Err(unusable("it is not a regular file; name another one with `--database`".into()));
+    }
     if let Some(directory) = path.parent().filter(|directory| !directory.as_os_str().is_empty()) {
         std::fs::create_dir_all(directory)
             .map_err(|error| unusable(format!("its directory cannot be created: {error}")))?;

@@ -313,3 +313,34 @@ async fn the_demo_ends_by_itself() {
     assert_eq!((&summary["answered_500"], &summary["answered_429"]), (&2.into(), &1.into()));
     assert_eq!(summary["commands_run"], 6);
 }
+
+/// Each of these was found by trying to break it.
+#[tokio::test(flavor = "multi_thread")]
+async fn odd_arguments_have_clear_errors() {
+    let api = Server::api().await;
+    let place = Place::new(&api, "");
+    let long = "a".repeat(100_000);
+    for (args, code, said) in [
+        (&["wait", "x", "--timeout", "18446744073709551615s"][..], 2, "too large"),
+        (&["wait", "x", "--timeout", "99y"], 2, "at most ten years"),
+        (&["events", "--since", "yesterday"], 2, "must be an instant"),
+        (&["add", &long], 1, "at most 512 bytes"),
+        (&["add", "x", "--account", ""], 1, "1 to 64 characters"),
+        (&["add", "y", "--account", "nope"], 0, "names no account \"nope\""),
+        (&["list", "--database", "/dev/null"], 1, "not a regular file"),
+    ] {
+        let run = run(&place, args).await;
+        assert_eq!(run.code, code, "{args:.60?}: {run:?}");
+        assert!(run.err.to_lowercase().contains(&said.to_lowercase()), "{said}: {}", run.err);
+        assert!(run.err.len() < 1_000, "{}", run.err.len());
+    }
+    let odd = place.path(":memory:").display().to_string();
+    assert_eq!(run(&place, &["add", "x", "--database", &odd]).await.code, 0);
+    assert_eq!(run(&place, &["list", "--database", &odd]).await.out.lines().count(), 1);
+    let fifo = std::process::Command::new("mkfifo").arg(place.path("fifo")).status().unwrap();
+    assert!(fifo.success());
+    std::fs::remove_file(place.path("key")).unwrap();
+    std::os::unix::fs::symlink(place.path("fifo"), place.path("key")).unwrap();
+    let bad = run(&place, &["run"]).await;
+    assert!(bad.code == 78 && bad.err.contains("a pipe, not a file"), "{bad:?}");
+}
