@@ -21,7 +21,8 @@ struct Sort {
 }
 
 const FREE: Sort = Sort { rows: "state = 'waiting' AND lease_until IS NULL", instant: "due_at" };
-const LEASED: Sort = Sort { rows: "lease_until IS NOT NULL", instant: "lease_until" };
+const LEASED: Sort =
+    Sort { rows: "lease_until IS NOT NULL AND id NOT IN (SELECT value FROM json_each(?3))", instant: "lease_until" };
 
 /// A table that is claimed from.
 pub(super) struct Line {
@@ -108,7 +109,6 @@ fn rows(line: &Line, sort: Sort) -> String {
     let rows = sort.rows;
     format!(
         "FROM {table} AS due WHERE {lane} = ?1 AND {rows}
-             AND id NOT IN (SELECT value FROM json_each(?3))
              AND (?2 IS NULL OR {watch} IN (SELECT value FROM json_each(?2))) {in_order}"
     )
 }
