@@ -8,6 +8,7 @@ mod verbs;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 pub use check::check;
@@ -138,7 +139,7 @@ pub enum Command {
 #[derive(Args, Debug)]
 pub struct Add {
     /// Asset ids; `-` reads them from stdin, one a line
-    #[arg(required = true, value_name = "ID")]
+    #[arg(required = true, value_name = "ID", value_parser = asset_id())]
     pub ids: Vec<String>,
     /// The account (API key) to poll with
     #[arg(long, value_name = "NAME", default_value = "default")]
@@ -161,7 +162,7 @@ pub struct Add {
 #[derive(Args, Debug)]
 pub struct Wait {
     /// Asset ids; `-` reads them from stdin, one a line
-    #[arg(required = true, value_name = "ID")]
+    #[arg(required = true, value_name = "ID", value_parser = asset_id())]
     pub ids: Vec<String>,
     /// The account (API key) to poll with
     #[arg(long, value_name = "NAME", default_value = "default")]
@@ -212,7 +213,7 @@ pub struct List {
 #[derive(Args, Debug)]
 pub struct One {
     /// The asset's id
-    #[arg(value_name = "ID")]
+    #[arg(value_name = "ID", value_parser = asset_id())]
     pub id: String,
     /// The account, where several watch this asset
     #[arg(long, value_name = "NAME")]
@@ -223,7 +224,7 @@ pub struct One {
 #[derive(Args, Debug)]
 pub struct Cancel {
     /// Asset ids; `-` reads them from stdin, one a line
-    #[arg(required = true, value_name = "ID")]
+    #[arg(required = true, value_name = "ID", value_parser = asset_id())]
     pub ids: Vec<String>,
     /// The account, where several watch an asset
     #[arg(long, value_name = "NAME")]
@@ -263,6 +264,12 @@ pub fn command() -> clap::Command {
 
 /// Nobody waits longer, and no clock overflows.
 const LONGEST: Duration = Duration::from_secs(10 * 366 * 24 * 3_600);
+
+/// What is not UTF-8 becomes an id that is refused like any other bad one, so that it does not keep the good ones from
+/// being added.
+fn asset_id() -> impl TypedValueParser<Value = String> {
+    OsStringValueParser::new().map(|id| id.to_string_lossy().into_owned())
+}
 
 fn duration(text: &str) -> Result<Duration, String> {
     match parse_duration(text) {

@@ -1,9 +1,10 @@
 //! Events, the deliveries that carry them to hooks, and what an attempt at one brought.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 
@@ -267,6 +268,39 @@ fn body(event_type: &str, watch: &Watch, previous_status: Option<&str>, now: Tim
     };
     // Strings, numbers and already valid JSON: nothing in it can fail to serialize.
     serde_json::to_vec(&body).unwrap_or_default()
+}
+
+/// What an event says in short: for the environment of a command, and for a line on a terminal.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Gist {
+    /// The asset that it speaks of.
+    pub asset_id: Option<String>,
+    /// The API's word.
+    pub status: Option<String>,
+    /// The API's word before this one.
+    pub previous_status: Option<String>,
+    /// Where the media is.
+    pub url: Option<String>,
+}
+
+impl Gist {
+    /// The gist of an event with this body; empty when it is none of ours. Each field is read by itself, and the metadata
+    /// is stepped over: it may be JSON that no type can hold, such as 1e400.
+    pub fn of(body: &[u8]) -> Self {
+        #[derive(Deserialize)]
+        struct Told<'a> {
+            #[serde(borrow)]
+            data: BTreeMap<String, &'a RawValue>,
+        }
+        let data = serde_json::from_slice(body).map(|told: Told<'_>| told.data).unwrap_or_default();
+        let text = |name: &str| data.get(name).and_then(|value| serde_json::from_str(value.get()).ok());
+        Self {
+            asset_id: text("asset_id"),
+            status: text("status"),
+            previous_status: text("previous_status"),
+            url: text("url"),
+        }
+    }
 }
 
 /// Where a delivery stands.

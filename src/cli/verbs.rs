@@ -7,6 +7,7 @@ use super::output::{Output, complain, exit, plain, span, summary, word};
 use super::{Add, Cancel, Command, Events, List, One, WaitOutput};
 use crate::clock::Timestamp;
 use crate::control::{AddOptions, AddOutcome, AddResult, Cancelled, Control, Shown};
+use crate::delivery::Gist;
 use crate::store::{EventRow, Filter};
 use crate::watch::{State, Watch};
 
@@ -301,9 +302,9 @@ fn print_event(event: &EventRow, output: Output) -> io::Result<()> {
     if output.json {
         return output.object(event);
     }
-    let body: serde_json::Value = serde_json::from_str(&event.body).unwrap_or_default();
-    let field = |name: &str| body["data"][name].as_str().map(plain).unwrap_or_default();
-    let (asset, url) = (field("asset_id"), field("url"));
+    let gist = Gist::of(event.body.as_bytes());
+    let field = |text: Option<String>| plain(&text.unwrap_or_default());
+    let (asset, url) = (field(gist.asset_id), field(gist.url));
     output.line(format!("{} {} {asset} {url}", event.created_at, plain(&event.event_type)).trim_end())
 }
 

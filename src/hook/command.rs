@@ -12,7 +12,6 @@ use std::time::Duration;
 
 use futures_util::future::{join, join3, maybe_done};
 use rustix::io::Errno;
-use serde_json::Value;
 use tempfile::TempDir;
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::time::{sleep, timeout};
@@ -22,7 +21,7 @@ use super::kept::Kept;
 use super::program;
 use crate::clock::Timestamp;
 use crate::config;
-use crate::delivery::{Attempt, Outcome, Parcel};
+use crate::delivery::{Attempt, Gist, Outcome, Parcel};
 
 /// Where every command finds its programs, unless its `env` says otherwise.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -147,8 +146,8 @@ impl Command {
     /// All that the command gets to see of an environment. What the operator adds wins over what we choose, and what
     /// speaks of the event over both.
     fn environment(&self, parcel: &Parcel, now: Timestamp, directory: &TempDir) -> BTreeMap<String, OsString> {
-        let event: Value = serde_json::from_slice(&parcel.body).unwrap_or_default();
-        let of_event = |pointer| event.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
+        let gist = Gist::of(&parcel.body);
+        let known = |text: &Option<String>| text.clone().unwrap_or_default();
         let delivery = &parcel.delivery;
         // HOME is the private directory, too: a program that leaves its files there leaves nothing behind, and who wants
         // the user's own says so in `env_pass`.
@@ -160,10 +159,10 @@ impl Command {
             ("HOOK_RUN_ID", &format!("{}.{}.{}", delivery.event_id, self.hook, parcel.number)),
             ("HOOK_EVENT_ID", &delivery.event_id),
             ("HOOK_EVENT_TYPE", &parcel.event_type),
-            ("HOOK_ASSET_ID", of_event("/data/asset_id")),
-            ("HOOK_STATUS", of_event("/data/status")),
-            ("HOOK_PREVIOUS_STATUS", of_event("/data/previous_status")),
-            ("HOOK_URL", of_event("/data/url")),
+            ("HOOK_ASSET_ID", &known(&gist.asset_id)),
+            ("HOOK_STATUS", &known(&gist.status)),
+            ("HOOK_PREVIOUS_STATUS", &known(&gist.previous_status)),
+            ("HOOK_URL", &known(&gist.url)),
             ("HOOK_ATTEMPT", &parcel.number.to_string()),
             ("HOOK_DEADLINE", &(now + self.timeout).to_string()),
         ]
