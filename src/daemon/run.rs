@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{MissedTickBehavior, interval};
 
 use super::engine::{Engine, EngineError};
 use crate::config::Settings;
@@ -36,7 +37,10 @@ pub async fn run(
     heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut beats = 0;
     // Engines that a reload has replaced, while what they have in flight ends.
+    let (abort, aborted) = watch::channel(false);
     let mut retired = JoinSet::new();
+    // Beside the loop: a locked database must not keep a signal waiting.
+    let mut beating = JoinSet::new();
     loop {
         tokio::select! {
             biased;
@@ -48,14 +52,15 @@ pub async fn run(
                     if let Some((new_settings, new_engine)) = next {
                         let old = std::mem::replace(&mut engine, new_engine);
                         old.drain();
-                        retired.spawn(old.stop(settings.grace, std::future::pending()));
+                        beating.shutdown().await;
+                        retired.spawn(retire(old, settings.grace, aborted.clone()));
                         settings = new_settings;
                     }
                     systemd::ready(&describe(&control).await);
                 }
             },
-            _ = heartbeat.tick() => {
-                beat(&control, &engine).await;
+            _ = heartbeat.tick(), if beating.is_empty() => {
+                beating.spawn(beat(control.clone(), engine.owner().to_owned()));
                 if !retired.is_empty() {
                     // Workers of a replaced engine wake its own pumps.
                     engine.wake();
@@ -65,6 +70,7 @@ pub async fn run(
                     systemd::status(&describe(&control).await);
                 }
             }
+            Some(_) = beating.join_next() => {}
             Some(_) = retired.join_next() => {
                 // Its last attempts may have been of a hook that is gone.
                 if let Err(error) = adopt_hooks(&control, &settings).await {
@@ -75,26 +81,38 @@ pub async fn run(
             why = engine.ended() => anyhow::bail!(why),
         }
     }
-    stop(engine, retired, &settings, &mut signals).await
-}
-
-async fn stop(
-    engine: Engine,
-    mut retired: JoinSet<Result<(), StoreError>>,
-    settings: &Settings,
-    signals: &mut Signals,
-) -> anyhow::Result<()> {
     systemd::stopping();
     tracing::info!("stopping: no more claims, what is in flight may end; a second signal ends it at once");
-    let second = async {
-        while signals.next().await != Signal::Stop {}
-        tracing::warn!("a second signal: what is in flight is ended");
-    };
-    engine.stop(settings.grace, second).await?;
-    // They have had their grace already; a second signal has ended it.
-    while timeout(settings.grace, retired.join_next()).await.is_ok_and(|ended| ended.is_some()) {}
+    // A sign of life that is under way is written before the leases are handed back, and none comes after it.
+    beating.shutdown().await;
+    retired.spawn(retire(engine, settings.grace, aborted));
+    all_retired(retired, &abort, &mut signals).await;
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Stops an engine. To be stopped is not a failure, and leases that cannot be handed back are none either.
+async fn retire(engine: Engine, grace: Duration, mut abort: watch::Receiver<bool>) {
+    let aborted = async {
+        // An error means that whoever could abort is gone.
+        let _ = abort.wait_for(|abort| *abort).await;
+    };
+    if let Err(error) = engine.stop(grace, aborted).await {
+        tracing::warn!("the leases could not be handed back, and end by themselves: {error}");
+    }
+}
+
+/// Waits until all engines have stopped; a signal to stop, which is the second one, aborts them.
+async fn all_retired(mut retired: JoinSet<()>, abort: &watch::Sender<bool>, signals: &mut Signals) {
+    loop {
+        tokio::select! {
+            biased;
+            signal = signals.next() => if signal == Signal::Stop && !abort.send_replace(true) {
+                tracing::warn!("a second signal: what is in flight is ended");
+            },
+            ended = retired.join_next() => if ended.is_none() { return },
+        }
+    }
 }
 
 async fn start(control: &Control, settings: &Settings, before: Option<&Engine>) -> Result<Engine, EngineError> {
@@ -110,7 +128,7 @@ async fn start(control: &Control, settings: &Settings, before: Option<&Engine>) 
         tracing::warn!("the deliveries of hooks that are new or gone stay as they are for now: {error}");
     }
     engine.wake();
-    beat(&control, &engine).await;
+    beat(control, engine.owner().to_owned()).await;
     Ok(engine)
 }
 
@@ -150,13 +168,8 @@ async fn reloaded(
 }
 
 /// A sign of life: `wait` leaves the polling to a daemon that gives one. Missing one is no harm.
-async fn beat(control: &Control, engine: &Engine) {
-    let daemon = DaemonRow {
-        owner: engine.owner().to_owned(),
-        pid: std::process::id(),
-        host: hostname(),
-        heartbeat_at: control.clock.now(),
-    };
+async fn beat(control: Control, owner: String) {
+    let daemon = DaemonRow { owner, pid: std::process::id(), host: hostname(), heartbeat_at: control.clock.now() };
     if let Err(error) = control.store.note_daemon(daemon).await {
         tracing::debug!("no sign of life was given: {error}");
     }
