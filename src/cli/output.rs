@@ -69,9 +69,7 @@ impl Output {
     /// # Errors
     /// When stdout is closed.
     pub fn object(&self, value: &impl Serialize) -> io::Result<()> {
-        let mut stdout = io::stdout().lock();
-        serde_json::to_writer(&mut stdout, value)?;
-        writeln!(stdout)
+        self.line(&escaped(&serde_json::to_string(value)?))
     }
 
     /// Prints rows: a table on a terminal, else without a head and with tabs, for `cut` and `awk`.
@@ -126,9 +124,17 @@ pub fn note(text: &str) {
     let _ = writeln!(io::stderr().lock(), "{text}");
 }
 
-/// Foreign text for a terminal: control characters would be obeyed.
+/// Foreign text for a terminal: control characters would be obeyed, and those that break a line or turn the direction of
+/// writing make a text look like another one.
 pub fn plain(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+    let turns = |c| matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    text.chars().map(|c| if c.is_control() || turns(c) { '\u{fffd}' } else { c }).collect()
+}
+
+/// JSON whose strings hold no control character as it is: JSON itself asks that only of those below U+0020.
+fn escaped(json: &str) -> String {
+    let escape = |c: char| if c.is_control() { format!("\\u{:04x}", u32::from(c)) } else { c.to_string() };
+    if json.contains(char::is_control) { json.chars().map(escape).collect() } else { json.to_owned() }
 }
 
 /// The latest word on a watch: the API's for one that waits or has settled, else ours.
@@ -151,4 +157,16 @@ pub fn summary(watch: &Watch) -> String {
 /// The time from `earlier` to `later` in whole seconds, for people.
 pub fn span(earlier: Timestamp, later: Timestamp) -> String {
     humantime::format_duration(std::time::Duration::from_secs(later.since(earlier).as_secs())).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_foreign_is_obeyed_by_a_terminal() {
+        assert_eq!(plain("a\x1b[2Jb\u{9b}31m\u{202e}c\u{2066}\n"), "a\u{fffd}[2Jb\u{fffd}31m\u{fffd}c\u{fffd}\u{fffd}");
+        let json = serde_json::to_string("\u{7f}\u{9b}\x1b é").unwrap();
+        assert_eq!(escaped(&json), r#""\u007f\u009b\u001b é""#);
+    }
 }

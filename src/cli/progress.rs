@@ -92,6 +92,8 @@ impl Progress {
         if let Shown::Live { lines, rest, .. } = self.shown {
             lines.into_values().for_each(|line| line.abandon());
             rest.finish_and_clear();
+            // The cursor stands behind the last line.
+            note("");
         }
     }
 }
