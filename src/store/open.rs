@@ -3,7 +3,7 @@
 use std::fs::OpenOptions;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
@@ -37,7 +37,7 @@ pub(super) fn open(path: &Path) -> Result<Store, StoreError> {
     let writer = connect(path).map_err(explain)?;
     migrate(&writer).map_err(unusable)?;
     // After the migration: a file that is not ours is not changed in any way.
-    writer.pragma_update(None, "journal_mode", "WAL").map_err(explain)?;
+    log_ahead(&writer).map_err(explain)?;
     let install_id =
         writer.query_row("SELECT value FROM meta WHERE key = 'install_id'", [], |row| row.get(0)).map_err(explain)?;
     let reader = connect(path).map_err(explain)?;
@@ -76,12 +76,33 @@ fn connect(path: &Path) -> Result<Connection, rusqlite::Error> {
     Ok(connection)
 }
 
+/// Turns the write-ahead log on. SQLite reads the header first and then wants to write, and who has begun to read does not
+/// wait for a lock; but several processes may have found no database at once.
+fn log_ahead(connection: &Connection) -> Result<(), rusqlite::Error> {
+    let deadline = Instant::now() + BUSY;
+    loop {
+        match connection.pragma_update(None, "journal_mode", "WAL") {
+            Err(error)
+                if error.sqlite_error_code() == Some(rusqlite::ErrorCode::DatabaseBusy)
+                    && Instant::now() < deadline =>
+            {
+                // Waits until nobody else holds any lock.
+                connection.execute_batch("BEGIN EXCLUSIVE; ROLLBACK")?;
+            }
+            done => return done,
+        }
+    }
+}
+
 /// Brings the file to the present schema in one transaction, or says why that is not possible.
 fn migrate(connection: &Connection) -> Result<(), String> {
-    if is_current(connection)? {
+    let failed = |error: rusqlite::Error| explained(&error);
+    // In one snapshot: a file that another process is just creating would look like a stranger's.
+    let look = connection.unchecked_transaction().map_err(failed)?;
+    if is_current(&look)? {
         return Ok(());
     }
-    let failed = |error: rusqlite::Error| explained(&error);
+    look.finish().map_err(failed)?;
     if tables(connection)? == 0 {
         // Only possible before the first table is there; lets a later version give space back bit by bit.
         connection.execute_batch("PRAGMA auto_vacuum = INCREMENTAL").map_err(failed)?;

@@ -168,20 +168,49 @@ async fn an_empty_file_becomes_a_database() {
     Store::open(&path).await.unwrap();
 }
 
-/// Several tasks, and at the same time several processes, find no database and create it.
-#[tokio::test(flavor = "multi_thread")]
-async fn many_may_open_a_new_database_at_once() {
-    for _ in 0..5 {
+/// A restored copy has no write-ahead log, and SQLite itself does not wait for a lock to turn it on.
+#[tokio::test]
+async fn opening_waits_for_somebody_who_is_writing() {
+    let base = Base::new().await;
+    let copy = base.directory.path().join("copy.db");
+    base.foreign().execute("VACUUM INTO ?1", [copy.to_str()]).unwrap();
+    let writer = Connection::open(&copy).unwrap();
+    writer.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let mut opening = tokio::spawn(async move { Store::open(&copy).await.map(drop) });
+    let early = tokio::time::timeout(Duration::from_millis(300), &mut opening).await;
+    assert!(early.is_err(), "it did not wait: {early:?}");
+    writer.execute_batch("COMMIT").unwrap();
+    opening.await.unwrap().unwrap();
+}
+
+/// Several processes find no database, and create it.
+#[tokio::test]
+async fn processes_may_open_a_new_database_at_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("assetwatch.db");
+    let processes: Vec<_> = (0..8).map(|_| list(&path, "022")).collect();
+    processes.into_iter().for_each(assert_success);
+    Store::open(&path).await.unwrap();
+}
+
+/// Threads come closer to each other than processes do.
+#[test]
+fn threads_may_open_a_new_database_at_once() {
+    for _ in 0..20 {
         let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("assetwatch.db");
-        let processes: Vec<_> = (0..4).map(|_| list(&path, "022")).collect();
-        let mut tasks = tokio::task::JoinSet::new();
-        for _ in 0..8 {
-            let path = path.clone();
-            tasks.spawn(async move { Store::open(&path).await.map(|store| store.install_id().to_owned()) });
-        }
-        let ids: Vec<_> = tasks.join_all().await.into_iter().map(Result::unwrap).collect();
+        let path = &directory.path().join("assetwatch.db");
+        let all_are_here = &std::sync::Barrier::new(8);
+        let open = || {
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            // So that the runtime's own thread is there already.
+            runtime.block_on(runtime.spawn_blocking(|| ())).unwrap();
+            all_are_here.wait();
+            runtime.block_on(Store::open(path)).map(|store| store.install_id().to_owned())
+        };
+        let ids: Vec<_> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..8).map(|_| scope.spawn(open)).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap().unwrap()).collect()
+        });
         assert!(ids.iter().all(|id| *id == ids[0]), "one database has one id: {ids:?}");
-        processes.into_iter().for_each(assert_success);
     }
 }
