@@ -15,7 +15,7 @@ use ipnet::IpNet;
 use url::Url;
 
 use crate::decide::Rules;
-use crate::delivery::Subscription;
+use crate::event::Subscription;
 use crate::pace::Limits;
 
 mod document;

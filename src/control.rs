@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::clock::{Clock, Timestamp};
 use crate::decide;
-use crate::delivery::{Event, Fact, Subscription, Telling};
+use crate::event::{Event, Fact, Subscription, Telling};
 use crate::store::{AccountRow, Added, EventRow, Filter, History, NewWatch, Store, StoreError};
 use crate::watch::{LONGEST_METADATA, State, Watch, check_asset_id};
 

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use crate::backoff;
 use crate::clock::Timestamp;
-use crate::delivery::{Attempt, Delivery, Fact, Outcome};
+use crate::delivery::{Attempt, Delivery, Outcome};
+use crate::event::Fact;
 use crate::pace::{LONGEST_RETRY_AFTER, Sign};
 use crate::watch::{Asset, Reason, State, Streaks, Watch};
 

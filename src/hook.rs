@@ -96,7 +96,8 @@ mod tests {
 
     use super::*;
     use crate::config::KeySource;
-    use crate::delivery::{Delivery, DeliveryState, Subscription};
+    use crate::delivery::{Delivery, DeliveryState};
+    use crate::event::Subscription;
 
     pub const BODY: &str = r#"{"type":"asset.active","timestamp":"2026-09-21T10:13:20.123Z","data":{"asset_id":"ast_1","status":"active","previous_status":"processing","type":"video","url":"https://cdn.example/ü.mp4","metadata":{"status":"no"}}}"#;
 

@@ -19,6 +19,7 @@ pub mod clock;
 pub mod backoff;
 pub mod pace;
 pub mod watch;
+pub mod event;
 pub mod delivery;
 pub mod decide;
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::clock::{Clock, Dice, Timestamp};
 use crate::decide::{self, Moment, Observation, Rules};
-use crate::delivery::{Event, Fact, Subscription, Telling};
+use crate::event::{Event, Fact, Subscription, Telling};
 use crate::pace::{Closure, Pace, Room, Sign, Turn};
 use crate::pump::{Gate, Live, Wake, Work, insist};
 use crate::store::{AccountRow, Claimed, Lane, Store, StoreError, Terms};

@@ -7,7 +7,7 @@ use super::output::{Output, complain, exit, plain, span, summary, word};
 use super::{Add, Cancel, Command, Events, List, One, WaitOutput};
 use crate::clock::Timestamp;
 use crate::control::{AddOptions, AddOutcome, AddResult, Cancelled, Control, Shown};
-use crate::delivery::Gist;
+use crate::event::Gist;
 use crate::store::{EventRow, Filter};
 use crate::watch::{State, Watch};
 

@@ -10,7 +10,7 @@ use super::reader::Reader;
 use super::section::Section;
 use super::{Command, Hook, Target};
 use crate::decide::SCHEDULE;
-use crate::delivery::{Subscription, Topic};
+use crate::event::{Subscription, Topic};
 
 const FOR_WEBHOOKS: [&str; 3] = ["url", "secret_file", "secret_env"];
 const FOR_COMMANDS: [&str; 4] = ["command", "kill_after", "env", "env_pass"];

@@ -15,7 +15,7 @@ use super::section::Section;
 use super::{Account, Callbacks, Hook, Http, KeySource, Listen, Origin, Settings, Target};
 use crate::backoff::Policy;
 use crate::decide::Rules;
-use crate::delivery::{Subscription, Topic};
+use crate::event::{Subscription, Topic};
 use crate::pace::Limits;
 
 /// The host on the vendor's own pages.

@@ -8,7 +8,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::backoff::Policy;
 use crate::decide::SCHEDULE;
-use crate::delivery::Topic;
+use crate::event::Topic;
 
 mod errors;
 mod hostile;

@@ -14,7 +14,7 @@ use crate::api::{Api, ApiError};
 use crate::clock::{Clock, Dice, Timestamp};
 use crate::config::{self, KeyError, KeySource, Settings, Target};
 use crate::control::{Control, hostname};
-use crate::delivery::base32;
+use crate::event::base32;
 use crate::hook::{HookError, Hooks};
 use crate::pace::Pace;
 use crate::poller::{Account, Poller};

@@ -21,7 +21,8 @@ use super::kept::Kept;
 use super::program;
 use crate::clock::Timestamp;
 use crate::config;
-use crate::delivery::{Attempt, Gist, Outcome, Parcel};
+use crate::delivery::{Attempt, Outcome, Parcel};
+use crate::event::Gist;
 
 /// Where every command finds its programs, unless its `env` says otherwise.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";

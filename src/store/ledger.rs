@@ -8,7 +8,8 @@ use super::rows::{Columns, DELIVERY, delivery};
 use super::{Claimed, Lane, Store, StoreError, Terms};
 use crate::clock::Timestamp;
 use crate::decide::Verdict;
-use crate::delivery::{Attempt, Delivery, Event, Outcome, Parcel};
+use crate::delivery::{Attempt, Delivery, Outcome, Parcel};
+use crate::event::Event;
 
 /// Of one watch, a hook is told in order: what waits or is held blocks what came later.
 pub(super) const LINE: Line = Line {

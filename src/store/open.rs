@@ -9,7 +9,7 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 
 use super::{Shared, Store, StoreError, commit};
-use crate::delivery::base32;
+use crate::event::base32;
 
 /// In the file's header, so that the file can be told from another program's: `aWtc`.
 const APPLICATION_ID: i32 = 0x6157_7463;

@@ -9,7 +9,7 @@ use super::lease::{self, Line};
 use super::rows::{Columns, WATCH, watch};
 use super::{Claimed, Lane, Store, StoreError, Terms, ledger};
 use crate::clock::Timestamp;
-use crate::delivery::Event;
+use crate::event::Event;
 use crate::watch::{State, Watch};
 
 pub(super) const LINE: Line = Line { table: "watches", lane: "account", watch: "id", in_order: "" };

@@ -12,7 +12,8 @@ mod recording;
 use std::time::Duration;
 
 use assetwatch::clock::Timestamp;
-use assetwatch::delivery::{Delivery, Event, Parcel};
+use assetwatch::delivery::{Delivery, Parcel};
+use assetwatch::event::Event;
 use assetwatch::store::{Added, Claimed, Filter, Lane, NewWatch, Store, Terms};
 use assetwatch::watch::{Asset, State, Watch};
 use rusqlite::types::FromSql;

@@ -14,7 +14,8 @@ use std::time::Duration;
 
 use assetwatch::clock::{Clock, Dice, Timestamp};
 use assetwatch::decide::{self, Moment, Observation, Rules};
-use assetwatch::delivery::{Attempt, Event, Outcome, Subscription, Telling, Topic};
+use assetwatch::delivery::{Attempt, Outcome};
+use assetwatch::event::{Event, Subscription, Telling, Topic};
 use assetwatch::pace::{Limits, Pace};
 use assetwatch::poller::{Account, Poller};
 use assetwatch::pump::{self, Gate, Live, Phase, Stop, Wake, Work};

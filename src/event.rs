@@ -1,0 +1,338 @@
+//! Events: facts told to others, who wants to be told of which, and the exact bytes that they are told.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use sha2::{Digest, Sha256};
+
+use crate::clock::Timestamp;
+use crate::watch::{State, Watch, raw_json};
+
+/// What happened to a watch, as far as hooks are told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fact {
+    /// `processing` was seen for the first time.
+    Processing,
+    /// The asset has this final status.
+    Settled(String),
+    /// We stopped following it.
+    Abandoned,
+    /// The operator stopped it.
+    Cancelled,
+}
+
+impl Fact {
+    /// The event's type: the API's own word is in it for a final status, known or not.
+    pub fn event_type(&self) -> String {
+        match self {
+            Self::Processing => "asset.processing".into(),
+            Self::Settled(status) => format!("asset.{status}"),
+            Self::Abandoned => "watch.abandoned".into(),
+            Self::Cancelled => "watch.cancelled".into(),
+        }
+    }
+
+    /// The fact that ends `watch`, if it has ended.
+    pub fn of_end(watch: &Watch) -> Option<Self> {
+        match watch.state {
+            State::Waiting => None,
+            State::Settled => Some(Self::Settled(watch.asset.status.clone().unwrap_or_default())),
+            State::Abandoned => Some(Self::Abandoned),
+            State::Cancelled => Some(Self::Cancelled),
+        }
+    }
+}
+
+/// One word of a hook's `on`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Topic {
+    /// Any final status.
+    Settled,
+    /// `watch.abandoned`.
+    Abandoned,
+    /// `watch.cancelled`.
+    Cancelled,
+    /// One status of the API's.
+    Status(String),
+    /// One event type, with its dot.
+    Type(String),
+}
+
+impl Topic {
+    /// The topic that a word in the configuration names; every word names one.
+    pub fn parse(word: &str) -> Self {
+        match word {
+            "settled" => Self::Settled,
+            "abandoned" => Self::Abandoned,
+            "cancelled" => Self::Cancelled,
+            _ if word.contains('.') => Self::Type(word.into()),
+            _ => Self::Status(word.into()),
+        }
+    }
+
+    fn covers(&self, fact: &Fact) -> bool {
+        match self {
+            Self::Settled => matches!(fact, Fact::Settled(_)),
+            Self::Abandoned => *fact == Fact::Abandoned,
+            Self::Cancelled => *fact == Fact::Cancelled,
+            Self::Status(status) => match fact {
+                Fact::Settled(settled) => settled == status,
+                Fact::Processing => status == "processing",
+                Fact::Abandoned | Fact::Cancelled => false,
+            },
+            Self::Type(event_type) => fact.event_type() == *event_type,
+        }
+    }
+}
+
+impl fmt::Display for Topic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Settled => "settled",
+            Self::Abandoned => "abandoned",
+            Self::Cancelled => "cancelled",
+            Self::Status(word) | Self::Type(word) => word,
+        })
+    }
+}
+
+/// Which facts one hook wants to be told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Subscription {
+    /// The hook's name.
+    pub hook: String,
+    /// What it wants; any one of these is enough.
+    pub on: Vec<Topic>,
+    /// Only watches of these accounts; all when empty.
+    pub accounts: Vec<String>,
+    /// Only watches of these batches; all when empty.
+    pub batches: Vec<String>,
+}
+
+impl Subscription {
+    /// Whether the hook is told that `fact` happened to `watch`.
+    pub fn wants(&self, fact: &Fact, watch: &Watch) -> bool {
+        let in_batches = watch.batch.as_ref().is_some_and(|batch| self.batches.contains(batch));
+        self.on.iter().any(|topic| topic.covers(fact))
+            && (self.accounts.is_empty() || self.accounts.contains(&watch.account))
+            && (self.batches.is_empty() || in_batches)
+    }
+}
+
+/// A fact told to others: one row of `events`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// `evt_` and the fact's own hash, see [`event_id`].
+    pub id: String,
+    /// The watch that it speaks of.
+    pub watch_id: i64,
+    /// `asset.<status>`, `watch.abandoned`, …
+    pub event_type: String,
+    /// The exact bytes that are signed and sent.
+    pub body: Vec<u8>,
+    /// When it happened.
+    pub created_at: Timestamp,
+    /// The hooks that are told: one delivery each.
+    pub hooks: Vec<String>,
+}
+
+impl Event {
+    /// The event that tells `fact` of `watch`, which is the watch as it stands after the fact.
+    ///
+    /// `install_id` is the database's own; `previous_status` is the API's word before this one.
+    pub fn new(
+        fact: &Fact,
+        watch: &Watch,
+        previous_status: Option<&str>,
+        now: Timestamp,
+        telling: &Telling<'_>,
+    ) -> Self {
+        let event_type = fact.event_type();
+        Self {
+            id: event_id(telling.install_id, watch, &event_type),
+            watch_id: watch.id,
+            body: body(&event_type, watch, previous_status, now),
+            event_type,
+            created_at: now,
+            hooks: telling
+                .subscriptions
+                .iter()
+                .filter(|subscription| subscription.wants(fact, watch))
+                .map(|subscription| subscription.hook.clone())
+                .collect(),
+        }
+    }
+}
+
+/// Who is told, and under which name of the sender.
+#[derive(Clone, Copy, Debug)]
+pub struct Telling<'a> {
+    /// The database's own id: part of every event's id.
+    pub install_id: &'a str,
+    /// The hooks and what they want.
+    pub subscriptions: &'a [Subscription],
+}
+
+/// The id of the event of type `event_type` about `watch`: the same fact has the same id after a retry, a crash or a
+/// restored backup, and two facts never share one.
+pub fn event_id(install_id: &str, watch: &Watch, event_type: &str) -> String {
+    let mut hash = Sha256::new();
+    for part in [
+        install_id,
+        &watch.account,
+        &watch.asset_id,
+        &watch.created_at.as_millis().to_string(),
+        &watch.id.to_string(),
+        event_type,
+    ] {
+        // The length before each part keeps two different lists of parts from giving the same bytes.
+        hash.update((part.len() as u64).to_be_bytes());
+        hash.update(part);
+    }
+    format!("evt_{}", base32(&hash.finalize()[..16]))
+}
+
+/// RFC 4648 base32 in lower case without padding: an id that survives headers, file names and double clicks.
+pub fn base32(bytes: &[u8]) -> String {
+    const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
+    let bit = |at: usize| bytes.get(at / 8).is_some_and(|byte| byte >> (7 - at % 8) & 1 == 1);
+    (0..bytes.len() * 8)
+        .step_by(5)
+        .map(|start| (start..start + 5).fold(0, |digit, at| digit << 1 | usize::from(bit(at))))
+        .map(|digit| char::from(ALPHABET[digit]))
+        .collect()
+}
+
+#[derive(Serialize)]
+struct Body<'a> {
+    #[serde(rename = "type")]
+    event_type: &'a str,
+    timestamp: Timestamp,
+    data: Data<'a>,
+}
+
+#[derive(Serialize)]
+struct Data<'a> {
+    asset_id: &'a str,
+    status: Option<&'a str>,
+    previous_status: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'a str>,
+    #[serde(rename = "type")]
+    kind: Option<&'a str>,
+    url: Option<&'a str>,
+    size: Option<Size>,
+    duration: Option<i64>,
+    frames: Option<i64>,
+    account: &'a str,
+    batch: Option<&'a str>,
+    metadata: Option<Box<RawValue>>,
+    watched_at: Timestamp,
+    settled_at: Option<Timestamp>,
+    polls: i64,
+}
+
+#[derive(Serialize)]
+struct Size {
+    width: Option<i64>,
+    height: Option<i64>,
+}
+
+/// Serialized once: what is stored here is signed and sent, byte for byte, on every attempt.
+fn body(event_type: &str, watch: &Watch, previous_status: Option<&str>, now: Timestamp) -> Vec<u8> {
+    let asset = &watch.asset;
+    let size = Size { width: asset.width, height: asset.height };
+    let body = Body {
+        event_type,
+        timestamp: now,
+        data: Data {
+            asset_id: &watch.asset_id,
+            status: asset.status.as_deref(),
+            previous_status,
+            reason: watch.reason.map(crate::watch::Reason::as_str),
+            kind: asset.kind.as_deref(),
+            url: asset.url.as_deref(),
+            size: (size.width.is_some() || size.height.is_some()).then_some(size),
+            duration: asset.duration,
+            frames: asset.frames,
+            account: &watch.account,
+            batch: watch.batch.as_deref(),
+            metadata: watch.metadata.as_deref().and_then(raw_json),
+            watched_at: watch.created_at,
+            settled_at: watch.settled_at,
+            polls: watch.polls,
+        },
+    };
+    // Strings, numbers and already valid JSON: nothing in it can fail to serialize.
+    serde_json::to_vec(&body).unwrap_or_default()
+}
+
+/// What an event says in short: for the environment of a command, and for a line on a terminal.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Gist {
+    /// The asset that it speaks of.
+    pub asset_id: Option<String>,
+    /// The API's word.
+    pub status: Option<String>,
+    /// The API's word before this one.
+    pub previous_status: Option<String>,
+    /// Where the media is.
+    pub url: Option<String>,
+}
+
+impl Gist {
+    /// The gist of an event with this body; empty when it is none of ours. Each field is read by itself, and the metadata
+    /// is stepped over: it may be JSON that no type can hold, such as 1e400.
+    pub fn of(body: &[u8]) -> Self {
+        #[derive(Deserialize)]
+        struct Told<'a> {
+            #[serde(borrow)]
+            data: BTreeMap<String, &'a RawValue>,
+        }
+        let data = serde_json::from_slice(body).map(|told: Told<'_>| told.data).unwrap_or_default();
+        let text = |name: &str| data.get(name).and_then(|value| serde_json::from_str(value.get()).ok());
+        Self {
+            asset_id: text("asset_id"),
+            status: text("status"),
+            previous_status: text("previous_status"),
+            url: text("url"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn base32_agrees_with_rfc_4648() {
+        for (plain, text) in
+            [("", ""), ("f", "my"), ("fo", "mzxq"), ("foo", "mzxw6"), ("foob", "mzxw6yq"), ("foobar", "mzxw6ytboi")]
+        {
+            assert_eq!(base32(plain.as_bytes()), text);
+        }
+    }
+
+    #[test]
+    fn topics_cover_what_their_words_say() {
+        let active = Fact::Settled("active".into());
+        let new_word = Fact::Settled("moderated".into());
+        let facts = [&active, &new_word, &Fact::Processing, &Fact::Abandoned, &Fact::Cancelled];
+        for (word, covered) in [
+            ("settled", [true, true, false, false, false]),
+            ("active", [true, false, false, false, false]),
+            ("asset.active", [true, false, false, false, false]),
+            ("moderated", [false, true, false, false, false]),
+            ("processing", [false, false, true, false, false]),
+            ("abandoned", [false, false, false, true, false]),
+            ("watch.abandoned", [false, false, false, true, false]),
+            ("cancelled", [false, false, false, false, true]),
+        ] {
+            let topic = Topic::parse(word);
+            assert_eq!(facts.map(|fact| topic.covers(fact)), covered, "{word}");
+            assert_eq!(topic.to_string(), word);
+        }
+    }
+}
