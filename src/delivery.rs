@@ -78,6 +78,8 @@ pub struct Parcel {
     pub event_type: String,
     /// The exact bytes to send.
     pub body: Vec<u8>,
+    /// Where to, for a watch's own callback; a hook's target is in the configuration.
+    pub callback_url: Option<String>,
 }
 
 /// What one try at a delivery brought. It cannot fail: a refused connection is something seen.

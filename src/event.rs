@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 
@@ -41,6 +43,70 @@ impl Fact {
             State::Settled => Some(Self::Settled(watch.asset.status.clone().unwrap_or_default())),
             State::Abandoned => Some(Self::Abandoned),
             State::Cancelled => Some(Self::Cancelled),
+        }
+    }
+}
+
+/// What happened to something else than a watch: for the operator, and told only to hooks that name its type.
+#[expect(missing_docs, reason = "each variant's sentence names its fields")]
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// The API refuses the account's key, or wants to be paid; `reason` is the word of its closure.
+    AccountPaused { account: String, reason: &'static str, error: String },
+    /// The account is polled again.
+    AccountResumed { account: String, paused_for: Duration },
+    /// Nothing is attempted any more at this hook.
+    HookDisabled { hook: String, reason: String },
+    /// The last watch of a closed batch has ended.
+    BatchSettled(Batch),
+}
+
+/// How a batch stands.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Batch {
+    /// Its name, which the caller of `add` chose.
+    #[serde(rename = "batch")]
+    pub name: String,
+    /// When its first watch was added.
+    pub created_at: Timestamp,
+    /// Since when it takes no more watches.
+    pub closed_at: Option<Timestamp>,
+    /// When the last of its watches had ended, after it was closed.
+    pub settled_at: Option<Timestamp>,
+    /// How many watches it has.
+    pub watches: i64,
+    /// How many of them still wait.
+    pub waiting: i64,
+    /// How many were abandoned.
+    pub abandoned: i64,
+    /// How many were cancelled.
+    pub cancelled: i64,
+    /// How many settled, by the API's word.
+    pub statuses: BTreeMap<String, i64>,
+}
+
+impl Notice {
+    /// The event's type.
+    pub const fn event_type(&self) -> &'static str {
+        match self {
+            Self::AccountPaused { .. } => "account.paused",
+            Self::AccountResumed { .. } => "account.resumed",
+            Self::HookDisabled { .. } => "hook.disabled",
+            Self::BatchSettled(_) => "batch.settled",
+        }
+    }
+
+    fn data(&self) -> serde_json::Value {
+        match self {
+            Self::AccountPaused { account, reason, error } => {
+                json!({"account": account, "reason": reason, "error": error})
+            }
+            Self::AccountResumed { account, paused_for } => {
+                json!({"account": account, "paused_for_seconds": paused_for.as_secs()})
+            }
+            Self::HookDisabled { hook, reason } => json!({"hook": hook, "reason": reason}),
+            // Strings, numbers and instants: nothing in it can fail to serialize.
+            Self::BatchSettled(batch) => serde_json::to_value(batch).unwrap_or_default(),
         }
     }
 }
@@ -119,6 +185,21 @@ impl Subscription {
             && (self.accounts.is_empty() || self.accounts.contains(&watch.account))
             && (self.batches.is_empty() || in_batches)
     }
+
+    /// Whether the hook is told of `notice`: only if it names its type, and never of itself. A filter lets through what
+    /// it speaks of and no account's or batch's but its own.
+    pub fn wants_notice(&self, notice: &Notice) -> bool {
+        let named = self.on.iter().any(|topic| matches!(topic, Topic::Type(kind) if kind == notice.event_type()));
+        let passes = |filter: &[String], name: &String| filter.is_empty() || filter.contains(name);
+        named
+            && match notice {
+                Notice::AccountPaused { account, .. } | Notice::AccountResumed { account, .. } => {
+                    passes(&self.accounts, account)
+                }
+                Notice::HookDisabled { hook, .. } => *hook != self.hook,
+                Notice::BatchSettled(batch) => passes(&self.batches, &batch.name),
+            }
+    }
 }
 
 /// A fact told to others: one row of `events`.
@@ -126,16 +207,34 @@ impl Subscription {
 pub struct Event {
     /// `evt_` and the fact's own hash, see [`event_id`].
     pub id: String,
-    /// The watch that it speaks of.
-    pub watch_id: i64,
+    /// The watch that it speaks of, if it speaks of one.
+    pub watch_id: Option<i64>,
     /// `asset.<status>`, `watch.abandoned`, …
     pub event_type: String,
     /// The exact bytes that are signed and sent.
     pub body: Vec<u8>,
     /// When it happened.
     pub created_at: Timestamp,
-    /// The hooks that are told: one delivery each.
-    pub hooks: Vec<String>,
+    /// Who is told: one delivery each.
+    pub addressees: Vec<Addressee>,
+}
+
+/// One who is told of an event.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Addressee {
+    /// The hook's name, or the lane of a watch's own callback, see [`callback_lane`].
+    pub hook: String,
+    /// What it is sent in place of the event's body.
+    pub body: Option<Vec<u8>>,
+}
+
+/// What the lanes of callbacks begin with; no hook has such a name.
+pub const CALLBACK: &str = "callback:";
+
+/// The lane of deliveries to a callback URL: all of one origin share it. What is no URL has a lane too, so that it is seen.
+pub fn callback_lane(url: &str) -> String {
+    let origin = url::Url::parse(url).map(|url| url.origin().ascii_serialization());
+    format!("{CALLBACK}{}", origin.as_deref().unwrap_or("null"))
 }
 
 impl Event {
@@ -150,20 +249,43 @@ impl Event {
         telling: &Telling<'_>,
     ) -> Self {
         let event_type = fact.event_type();
+        let callback = watch.callback_url.as_deref().filter(|_| matches!(fact, Fact::Settled(_) | Fact::Abandoned));
+        let hooks = telling.subscriptions.iter().filter(|subscription| subscription.wants(fact, watch));
         Self {
             id: event_id(telling.install_id, watch, &event_type),
-            watch_id: watch.id,
+            watch_id: Some(watch.id),
             body: body(&event_type, watch, previous_status, now),
             event_type,
             created_at: now,
-            hooks: telling
-                .subscriptions
-                .iter()
-                .filter(|subscription| subscription.wants(fact, watch))
-                .map(|subscription| subscription.hook.clone())
+            addressees: hooks
+                .map(addressee)
+                .chain(callback.map(|url| Addressee { hook: callback_lane(url), body: None }))
                 .collect(),
         }
     }
+
+    /// The event that tells of `notice`. A batch settles once, so its event has an id that can be computed again; the
+    /// others have a `random` one.
+    pub fn of_notice(notice: &Notice, random: [u8; 16], now: Timestamp, telling: &Telling<'_>) -> Self {
+        let event_type = notice.event_type().to_owned();
+        let id = match notice {
+            Notice::BatchSettled(batch) => {
+                let created = batch.created_at.as_millis().to_string();
+                hashed(&[telling.install_id, &batch.name, &created, &event_type])
+            }
+            Notice::AccountPaused { .. } | Notice::AccountResumed { .. } | Notice::HookDisabled { .. } => {
+                format!("evt_{}", base32(&random))
+            }
+        };
+        let body = json!({"type": event_type, "timestamp": now, "data": notice.data()}).to_string().into_bytes();
+        let hooks = telling.subscriptions.iter().filter(|subscription| subscription.wants_notice(notice));
+        let addressees = hooks.map(addressee).collect();
+        Self { id, watch_id: None, event_type, body, created_at: now, addressees }
+    }
+}
+
+fn addressee(subscription: &Subscription) -> Addressee {
+    Addressee { hook: subscription.hook.clone(), body: None }
 }
 
 /// Who is told, and under which name of the sender.
@@ -178,15 +300,13 @@ pub struct Telling<'a> {
 /// The id of the event of type `event_type` about `watch`: the same fact has the same id after a retry, a crash or a
 /// restored backup, and two facts never share one.
 pub fn event_id(install_id: &str, watch: &Watch, event_type: &str) -> String {
+    let (created, id) = (watch.created_at.as_millis().to_string(), watch.id.to_string());
+    hashed(&[install_id, &watch.account, &watch.asset_id, &created, &id, event_type])
+}
+
+fn hashed(parts: &[&str]) -> String {
     let mut hash = Sha256::new();
-    for part in [
-        install_id,
-        &watch.account,
-        &watch.asset_id,
-        &watch.created_at.as_millis().to_string(),
-        &watch.id.to_string(),
-        event_type,
-    ] {
+    for part in parts {
         // The length before each part keeps two different lists of parts from giving the same bytes.
         hash.update((part.len() as u64).to_be_bytes());
         hash.update(part);

@@ -116,7 +116,7 @@ mod tests {
             created_at: Timestamp::from_millis(0),
             finished_at: None,
         };
-        Parcel { delivery, number: 2, event_type: "asset.active".into(), body: body.into() }
+        Parcel { delivery, number: 2, event_type: "asset.active".into(), body: body.into(), callback_url: None }
     }
 
     /// The hook `test` with that target.

@@ -185,7 +185,7 @@ impl Poller {
         match insist(|| self.store.record(after.clone(), events.clone())).await {
             Ok(()) => {
                 self.log(&after, now);
-                if events.iter().any(|event| !event.hooks.is_empty()) {
+                if events.iter().any(|event| !event.addressees.is_empty()) {
                     self.told.wake();
                 }
             }

@@ -9,7 +9,7 @@ use super::{Claimed, Lane, Store, StoreError, Terms};
 use crate::clock::Timestamp;
 use crate::decide::Verdict;
 use crate::delivery::{Attempt, Delivery, Outcome, Parcel};
-use crate::event::Event;
+use crate::event::{Addressee, Event};
 
 /// Of one watch, a hook is told in order: what waits or is held blocks what came later.
 pub(super) const LINE: Line = Line {
@@ -257,13 +257,14 @@ pub(super) fn tell(connection: &Connection, event: &Event) -> Result<(), StoreEr
         return Ok(());
     }
     let seq = connection.last_insert_rowid();
-    for hook in &event.hooks {
+    for Addressee { hook, body } in &event.addressees {
         supersede(connection, event, hook)?;
         connection
             .prepare_cached(
-                "INSERT INTO deliveries (event_seq, hook, watch_id, due_at, created_at) VALUES (?1, ?2, ?3, ?4, ?4)",
+                "INSERT INTO deliveries (event_seq, hook, watch_id, body, due_at, created_at)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?5)",
             )?
-            .execute(params![seq, hook, event.watch_id, at])?;
+            .execute(params![seq, hook, event.watch_id, body, at])?;
     }
     Ok(())
 }
@@ -313,10 +314,14 @@ fn lease_one(connection: &Connection, id: i64, terms: &Terms, until: Timestamp) 
     connection
         .prepare_cached("INSERT INTO attempts (delivery_id, number, owner, started_at) VALUES (?1, ?2, ?3, ?4)")?
         .execute(params![id, delivery.attempts, terms.owner, terms.now.as_millis()])?;
-    let (event_type, body) = connection
-        .prepare_cached("SELECT type, body FROM events WHERE seq = (SELECT event_seq FROM deliveries WHERE id = ?1)")?
-        .query_row([id], |row| Ok((Columns { row, at: 0 }.text()?, row.get(1)?)))?;
-    Ok(Parcel { number: delivery.attempts, delivery, event_type, body })
+    let sql = "SELECT type, coalesce(deliveries.body, events.body),
+                   iif(hook GLOB 'callback:*', (SELECT callback_url FROM watches WHERE id = deliveries.watch_id), NULL)
+               FROM deliveries JOIN events ON seq = event_seq WHERE deliveries.id = ?1";
+    Ok(connection.prepare_cached(sql)?.query_row([id], |row| {
+        let mut column = Columns { row, at: 0 };
+        let (event_type, body) = (column.text()?, column.next()?);
+        Ok(Parcel { number: delivery.attempts, delivery, event_type, body, callback_url: column.maybe_text()? })
+    })?)
 }
 
 fn finish_attempt(

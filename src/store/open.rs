@@ -15,7 +15,8 @@ use crate::event::base32;
 const APPLICATION_ID: i32 = 0x6157_7463;
 
 /// Only ever appended. The position is the version that the file's `user_version` holds.
-const MIGRATIONS: &[&str] = &[include_str!("../../migrations/0001_initial.sql")];
+const MIGRATIONS: &[&str] =
+    &[include_str!("../../migrations/0001_initial.sql"), include_str!("../../migrations/0002_hooks_and_batches.sql")];
 
 /// How long a statement waits for another program's lock.
 const BUSY: Duration = Duration::from_secs(5);

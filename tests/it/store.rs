@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use assetwatch::clock::Timestamp;
 use assetwatch::delivery::{Delivery, Parcel};
-use assetwatch::event::Event;
+use assetwatch::event::{Addressee, Event};
 use assetwatch::store::{Added, Claimed, Filter, Lane, NewWatch, Store, Terms};
 use assetwatch::watch::{Asset, State, Watch};
 use rusqlite::types::FromSql;
@@ -134,12 +134,16 @@ fn waiting(watch: &Watch, due_at: Timestamp) -> Watch {
 fn event(watch: &Watch, event_type: &str, hooks: &[&str]) -> Event {
     Event {
         id: format!("evt_{}_{event_type}", watch.id),
-        watch_id: watch.id,
+        watch_id: Some(watch.id),
         event_type: event_type.into(),
         body: format!("{{\"type\": \"{event_type}\"}}").into_bytes(),
         created_at: NOW,
-        hooks: hooks.iter().map(|hook| (*hook).into()).collect(),
+        addressees: hooks.iter().map(|hook| addressee(hook)).collect(),
     }
+}
+
+fn addressee(hook: &str) -> Addressee {
+    Addressee { hook: hook.into(), body: None }
 }
 
 fn asset_ids(watches: &[Watch]) -> Vec<&str> {

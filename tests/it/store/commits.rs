@@ -50,7 +50,7 @@ async fn a_write_that_fails_undoes_itself_and_nobody_else() {
         let (store, mut after) = (base.store.clone(), settled(&watch));
         let mut told = event(&after, "asset.active", &["cms"]);
         match n % 9 {
-            3 => told.hooks.push("cms".into()),
+            3 => told.addressees.push(addressee("cms")),
             6 => after.generation -= 1,
             _ => {}
         }

@@ -158,7 +158,11 @@ async fn the_same_fact_is_told_once() {
     let told = event(&watch, "asset.processing", &["cms"]);
     base.store.record(waiting(&watch, NOW), vec![told.clone()]).await.unwrap();
     let again = base.claim(terms(&[("default", 1)])).await.remove(0).rows.remove(0);
-    let later = assetwatch::event::Event { body: b"other".into(), hooks: vec!["cms".into(), "new".into()], ..told };
+    let later = assetwatch::event::Event {
+        body: b"other".into(),
+        addressees: vec![addressee("cms"), addressee("new")],
+        ..told
+    };
     base.store.record(waiting(&again, NOW), vec![later]).await.unwrap();
     let history = base.store.history(watch.id).await.unwrap();
     assert_eq!((history.events.len(), history.deliveries.len()), (1, 1));
