@@ -1,5 +1,37 @@
--- What is known of hooks beyond their configuration, batches that close, and bodies that a hook gets in place of the
--- event's own.
+-- What is known of accounts and hooks beyond their configuration, batches that close, and bodies that a hook gets in
+-- place of the event's own.
+
+-- The account's lost time when the first of the 404s in a row came: beside `missing_at`, as `lost_base` is beside
+-- `first_polled_at`.
+ALTER TABLE watches ADD COLUMN missing_base INTEGER;
+
+-- A watch is overdue since it was inserted, and not since 1970: or new ones would always go before those that wait.
+CREATE TRIGGER watches_due_at_once AFTER INSERT ON watches WHEN NEW.due_at = 0
+BEGIN
+    UPDATE watches SET due_at = CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER) WHERE id = NEW.id;
+END;
+
+UPDATE watches SET due_at = created_at WHERE due_at = 0;
+
+-- Anew, for another closure and for the instant until which the API asked to be left alone.
+CREATE TABLE accounts_2 (
+    name          TEXT PRIMARY KEY,
+    closure       TEXT CHECK (closure IN ('unauthorized', 'unpaid', 'untrusted', 'broken')),
+    closed_at     INTEGER,
+    next_probe_at INTEGER,
+    last_error    TEXT,
+    -- Requests a second, where it was found out that the API wants less than is configured.
+    rate          REAL CHECK (rate > 0),
+    held_until    INTEGER,
+    -- The time, in milliseconds, that was not the assets', until `closed_at` if there is one: only differences have a
+    -- meaning.
+    lost_ms       INTEGER NOT NULL DEFAULT 0,
+    CHECK ((closure IS NULL) = (closed_at IS NULL))
+) STRICT;
+INSERT INTO accounts_2 (name, closure, closed_at, next_probe_at, last_error, lost_ms)
+    SELECT name, closure, closed_at, next_probe_at, last_error, lost_ms FROM accounts;
+DROP TABLE accounts;
+ALTER TABLE accounts_2 RENAME TO accounts;
 
 -- A hook is there when something was learned of it: `name` is that of the configuration, or `callback:` and an origin.
 CREATE TABLE hooks (

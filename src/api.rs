@@ -16,7 +16,8 @@ use url::Url;
 
 use crate::client;
 use crate::clock::{Clock, Timestamp};
-use crate::decide::Observation;
+use crate::decide::{Contact, Observation, Polled};
+use crate::pace::Quota;
 use crate::watch::{Asset, check_asset_id};
 
 /// The largest answer that is read.
@@ -79,23 +80,23 @@ impl Api {
     }
 
     /// Asks about one asset.
-    pub async fn poll(&self, asset_id: &str) -> Observation {
+    pub async fn poll(&self, asset_id: &str) -> Polled {
         if let Err(error) = check_asset_id(asset_id) {
-            return Observation::Unaskable { error: error.to_string() };
+            return Observation::Unaskable { error: error.to_string() }.into();
         }
         let url = format!("{}{}", self.prefix, utf8_percent_encode(asset_id, SEGMENT));
         let key = self.key.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let mut observation = match self.client.get(url).header("x-api-key", key.clone()).send().await {
+        let mut polled = match self.client.get(url).header("x-api-key", key.clone()).send().await {
             Ok(response) => observe(asset_id, response, self.clock.now()).await,
-            Err(error) => Observation::Unavailable { error: client::reason(error) },
+            Err(error) => unanswered(error),
         };
         // Some servers repeat the key that they refuse, and what they say goes to logs and to the database. A very
         // short one is no secret, and a piece of many words.
         let key = key.to_str().ok().filter(|key| key.len() >= SHORTEST_SECRET);
-        if let (Some(text), Some(key)) = (observation.text_mut(), key) {
+        if let (Some(text), Some(key)) = (polled.observation.text_mut(), key) {
             *text = text.replace(key, "***");
         }
-        observation
+        polled
     }
 }
 
@@ -105,18 +106,45 @@ fn header(key: &str) -> Result<HeaderValue, ApiError> {
     Ok(value)
 }
 
-async fn observe(asset_id: &str, mut response: Response, now: Timestamp) -> Observation {
-    let status = response.status();
-    if status == StatusCode::OK {
-        return match read(&mut response, LARGEST_ANSWER).await {
-            Ok(body) => understand(asset_id, &body),
-            Err(error) => Observation::Unavailable { error },
-        };
+fn unanswered(error: reqwest::Error) -> Polled {
+    let contact = if client::is_unreachable(&error) { Contact::Nobody } else { Contact::Unanswered };
+    let untrusted = client::is_untrusted(&error);
+    let error = client::reason(error);
+    let observation = if untrusted { Observation::Untrusted { error } } else { Observation::Unavailable { error } };
+    Polled { observation, quota: Quota::default(), contact }
+}
+
+async fn observe(asset_id: &str, mut response: Response, now: Timestamp) -> Polled {
+    let quota = client::quota(response.headers(), now);
+    if response.status() != StatusCode::OK {
+        let (observation, contact) = refusal(&mut response, now).await;
+        return Polled { observation, quota, contact };
     }
+    let body = read(&mut response, LARGEST_ANSWER).await;
+    let contact = body.as_deref().map_or(Contact::Stranger, contact);
+    let observation = match body {
+        Ok(body) => understand(asset_id, &body),
+        Err(error) => Observation::Unavailable { error },
+    };
+    Polled { observation, quota, contact }
+}
+
+/// What a body says of who has written it.
+fn contact(body: &[u8]) -> Contact {
+    match serde_json::from_slice::<&RawValue>(body) {
+        Ok(_) => Contact::Api,
+        Err(_) if body.is_empty() => Contact::Silent,
+        Err(_) => Contact::Stranger,
+    }
+}
+
+/// What any other status than 200 means.
+async fn refusal(response: &mut Response, now: Timestamp) -> (Observation, Contact) {
+    let status = response.status();
     let wait = client::retry_after(response.headers(), now);
     let asked_to_wait = response.headers().contains_key(RETRY_AFTER);
-    let error = complaint(&mut response).await;
-    match status.as_u16() {
+    let (error, contact) = complaint(response).await;
+    let observation = match status.as_u16() {
         300..=399 => Observation::Unusable { error },
         401 => Observation::Unauthorized { error },
         402 => Observation::Unpaid { error },
@@ -127,7 +155,8 @@ async fn observe(asset_id: &str, mut response: Response, now: Timestamp) -> Obse
         408 | 425 => Observation::Unavailable { error },
         400..=499 => Observation::Rejected { error },
         _ => Observation::Unavailable { error },
-    }
+    };
+    (observation, if status.is_redirection() { Contact::Elsewhere } else { contact })
 }
 
 /// Reads a body up to a limit; reqwest has none.
@@ -142,8 +171,8 @@ async fn read(response: &mut Response, limit: usize) -> Result<Vec<u8>, String> 
     Ok(body)
 }
 
-/// What an answer that is an error says, in one line.
-async fn complaint(response: &mut Response) -> String {
+/// What an answer that is an error says, in one line, and who has written it.
+async fn complaint(response: &mut Response) -> (String, Contact) {
     let status = response.status();
     let mut text = format!("the API answered {status}");
     if let Some(location) = response.headers().get("location") {
@@ -153,7 +182,7 @@ async fn complaint(response: &mut Response) -> String {
     if let Some(said) = serde_json::from_slice(&body).ok().and_then(|answer| err_of(&object(answer)?)) {
         text += &format!(": {said}");
     }
-    text
+    (text, contact(&body))
 }
 
 /// What a 200 says of the asset.

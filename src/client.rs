@@ -1,12 +1,18 @@
 //! The HTTP client that polls and webhooks are made with: one builder, so that no safeguard is forgotten in one of them.
 
+use std::error::Error;
+use std::io;
 use std::sync::Once;
 use std::time::{Duration, SystemTime};
 
-use reqwest::header::{DATE, HeaderMap, HeaderName, RETRY_AFTER};
+use reqwest::header::{DATE, HeaderMap, RETRY_AFTER};
 use reqwest::{Certificate, ClientBuilder, redirect, retry};
 
 use crate::clock::Timestamp;
+
+mod quota;
+
+pub use quota::quota;
 
 /// The name under which every request is sent.
 pub const USER_AGENT: &str = concat!("assetwatch/", env!("CARGO_PKG_VERSION"));
@@ -48,7 +54,7 @@ fn install_crypto() {
 pub fn reason(error: reqwest::Error) -> String {
     let error = error.without_url();
     let mut text = String::new();
-    let mut cause: Option<&dyn std::error::Error> = Some(&error);
+    let mut cause: Option<&dyn Error> = Some(&error);
     while let Some(error) = cause {
         let part = error.to_string();
         if !text.contains(&part) {
@@ -60,6 +66,27 @@ pub fn reason(error: reqwest::Error) -> String {
         cause = error.source();
     }
     text
+}
+
+/// Whether there was no connection: no such host, nobody who listens there, no way to it.
+pub fn is_unreachable(error: &reqwest::Error) -> bool {
+    error.is_connect() && !is_untrusted(error)
+}
+
+/// Whether whoever answered could not show a valid certificate.
+pub fn is_untrusted(error: &reqwest::Error) -> bool {
+    let mut cause: Option<&(dyn Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        if matches!(error.downcast_ref(), Some(rustls::Error::InvalidCertificate(_))) {
+            return true;
+        }
+        // What an I/O error wraps is not its source.
+        cause = match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+            Some(wrapped) => Some(wrapped),
+            None => error.source(),
+        };
+    }
+    false
 }
 
 /// How long the answer with these `headers` asks us to wait (RFC 9110, section 10.2.3), without an upper bound.
@@ -74,12 +101,12 @@ pub fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
         return Some(Duration::from_secs(text.parse().unwrap_or(u64::MAX)));
     }
     let until = httpdate::parse_http_date(text).ok()?;
-    let from = date(headers, &DATE).unwrap_or_else(|| now.as_system_time());
+    let from = date(headers).unwrap_or_else(|| now.as_system_time());
     Some(until.duration_since(from).unwrap_or_default())
 }
 
-fn date(headers: &HeaderMap, name: &HeaderName) -> Option<SystemTime> {
-    httpdate::parse_http_date(headers.get(name)?.to_str().ok()?.trim()).ok()
+fn date(headers: &HeaderMap) -> Option<SystemTime> {
+    httpdate::parse_http_date(headers.get(DATE)?.to_str().ok()?.trim()).ok()
 }
 
 #[cfg(test)]

@@ -78,6 +78,27 @@ impl Serialize for Timestamp {
     }
 }
 
+/// By how much the wall clock runs ahead of the monotonic one, to notice when that changes: the clock was set, or the
+/// machine slept, which stops the monotonic one.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Drift(Option<i64>);
+
+/// Clocks that are disciplined drift by less between two looks; what has gathered is counted at once.
+const SMALLEST_JUMP: i64 = 1_000;
+
+impl Drift {
+    /// The milliseconds by which the wall clock has jumped since the look before; mostly zero.
+    pub fn jump(&mut self, wall: Timestamp, now: Tick) -> i64 {
+        let ahead = wall.0.saturating_sub(i64::try_from(now.as_millis()).unwrap_or(i64::MAX));
+        let jump = ahead.saturating_sub(*self.0.get_or_insert(ahead));
+        if jump.saturating_abs() < SMALLEST_JUMP {
+            return 0;
+        }
+        self.0 = Some(ahead);
+        jump
+    }
+}
+
 /// Reads both clocks. An argument wherever time is needed, so that a simulation can hand in its own.
 #[derive(Clone)]
 pub struct Clock {
@@ -127,6 +148,11 @@ impl Dice {
     pub fn roll(&self) -> f64 {
         (self.0)()
     }
+
+    /// Random bytes, for an id that nobody has to be unable to guess.
+    pub fn bytes(&self) -> [u8; 16] {
+        std::array::from_fn(|_| (self.roll() * 256.0) as u8)
+    }
 }
 
 #[cfg(test)]
@@ -151,6 +177,26 @@ mod tests {
         assert_eq!(late + Duration::MAX, late);
         assert_eq!(Timestamp::from_millis(i64::MIN).since(late), Duration::ZERO);
         assert_eq!(Timestamp::from_millis(1_500).since(Timestamp::from_millis(500)), Duration::from_secs(1));
+    }
+
+    #[test]
+    fn a_jump_is_counted_once_and_a_drift_when_it_has_gathered() {
+        let at = Timestamp::from_millis;
+        let mut drift = Drift::default();
+        let jumps = [
+            (1_000, 0, 0),
+            (2_000, 1_000, 0),
+            (86_403_000, 2_000, 86_400_000),
+            (86_404_000, 3_000, 0),
+            (5_000, 4_000, -86_400_000),
+            (6_400, 5_000, 0),
+            (7_800, 6_000, 0),
+            (9_200, 7_000, 1_200),
+            (10_200, 8_000, 0),
+        ];
+        for (wall, now, jump) in jumps {
+            assert_eq!(drift.jump(at(wall), Duration::from_millis(now)), jump, "{wall}");
+        }
     }
 
     #[test]

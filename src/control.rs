@@ -176,6 +176,12 @@ impl Control {
         self.store.watches(filter).await
     }
 
+    /// The accounts for which watches wait and which the configuration does not name: nothing polls for them.
+    pub async fn unnamed_accounts(&self) -> Result<Vec<String>, StoreError> {
+        let waiting = self.store.waiting_accounts().await?;
+        Ok(waiting.into_iter().filter(|name| !self.accounts.contains(name)).collect())
+    }
+
     /// Events after `after`, oldest first.
     pub async fn events(&self, after: i64, since: Timestamp, limit: u32) -> Result<Vec<EventRow>, StoreError> {
         self.store.events(after, since, limit).await
@@ -192,6 +198,26 @@ impl Control {
             fresh && (daemon.host != here || process_exists(daemon.pid))
         }))
     }
+}
+
+/// How an account stands, in plain words; nothing where all is well.
+pub fn account_standing(row: &AccountRow, now: Timestamp) -> Option<String> {
+    let again = row.next_probe_at.filter(|at| *at > now).map(|at| format!("; tried again at {at}")).unwrap_or_default();
+    let error = row.last_error.as_deref().unwrap_or_default();
+    let sentence = match row.closure.as_deref() {
+        Some("unauthorized") => format!("paused, the API refuses its key ({error}){again}, or when the key changes"),
+        Some("unpaid") => format!("paused, it has to be paid ({error}){again}"),
+        Some("untrusted") => {
+            format!("paused, whoever answers at the API's address has no valid certificate ({error}){again}")
+        }
+        Some(_) => format!("the API cannot be used ({error}){again}"),
+        None => match (row.held_until.filter(|until| *until > now), row.rate) {
+            (Some(until), _) => format!("not polled until {until}, as the API asked"),
+            (None, Some(rate)) => format!("polled {rate:.2} times a second at most, since the API throttles"),
+            (None, None) => return None,
+        },
+    };
+    Some(sentence)
 }
 
 /// Whether `text` is JSON that an event can carry.

@@ -21,7 +21,12 @@ use crate::store::{Store, StoreError};
 /// When it cannot be opened.
 pub async fn open(settings: &Settings) -> Result<Control, StoreError> {
     let store = Store::open(Path::new(&settings.database)).await?;
+    Ok(control(store, Clock::system(), settings))
+}
+
+/// What the verbs take of these settings.
+fn control(store: Store, clock: Clock, settings: &Settings) -> Control {
     let subscriptions = settings.hooks.iter().map(|hook| hook.subscription.clone()).collect();
     let accounts = settings.accounts.iter().map(|account| account.name.clone()).collect();
-    Ok(Control { store, clock: Clock::system(), subscriptions, accounts })
+    Control { store, clock, subscriptions, accounts }
 }

@@ -6,8 +6,8 @@ use crate::backoff;
 use crate::clock::Timestamp;
 use crate::delivery::{Attempt, Delivery, Outcome};
 use crate::event::Fact;
-use crate::pace::{LONGEST_RETRY_AFTER, Sign};
-use crate::watch::{Asset, Reason, State, Streaks, Watch};
+use crate::pace::{Quota, Sign};
+use crate::watch::{Asset, Reason, Since, State, Streaks, Watch};
 
 /// Refusals in a row after which an asset is abandoned.
 const REJECTIONS: u32 = 3;
@@ -26,6 +26,8 @@ pub enum Observation {
     Unusable { error: String },
     /// No answer, or none that an API in order would give.
     Unavailable { error: String },
+    /// Whoever answers there cannot show a valid certificate, so nothing was asked.
+    Untrusted { error: String },
     /// 429, or 503 with a Retry-After; the wait, if one was given.
     Throttled { wait: Option<Duration>, error: String },
     /// 401.
@@ -49,6 +51,7 @@ impl Observation {
             Self::Answered { note, .. } => note.as_mut(),
             Self::Unusable { error }
             | Self::Unavailable { error }
+            | Self::Untrusted { error }
             | Self::Throttled { error, .. }
             | Self::Unauthorized { error }
             | Self::Forbidden { error }
@@ -58,6 +61,41 @@ impl Observation {
             | Self::Unaskable { error } => Some(error),
         }
     }
+}
+
+/// What one poll brought, besides what it saw of the asset.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Polled {
+    /// What it saw of the asset.
+    pub observation: Observation,
+    /// What the answer said of the account's quota.
+    pub quota: Quota,
+    /// How far it came.
+    pub contact: Contact,
+}
+
+impl From<Observation> for Polled {
+    /// An answer of the API's that says nothing of a quota.
+    fn from(observation: Observation) -> Self {
+        Self { observation, quota: Quota::default(), contact: Contact::Api }
+    }
+}
+
+/// How far a request came. It changes no decision; a person wants to know where to look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Contact {
+    /// There was no connection: no such host, nobody who listens there, no way to it.
+    Nobody,
+    /// There was a connection, and no answer of HTTP, or none in time.
+    Unanswered,
+    /// Something answered, and not as an API would: it has a body that is not JSON.
+    Stranger,
+    /// Something answered, with nothing in it.
+    Silent,
+    /// Something answered that it is somewhere else.
+    Elsewhere,
+    /// JSON was answered.
+    Api,
 }
 
 /// The settings that the table takes.
@@ -88,7 +126,7 @@ impl Rules {
     /// The longest that a watch may have to wait for its next poll: one that is due later was written by a clock that
     /// has been set back since, and is due now.
     pub fn longest_wait(&self) -> Duration {
-        self.backoff.longest().max(LONGEST_RETRY_AFTER) + Duration::from_secs(60)
+        self.backoff.longest() + Duration::from_secs(60)
     }
 }
 
@@ -99,10 +137,21 @@ pub struct Moment {
     pub now: Timestamp,
     /// A roll in `0.0..1.0`.
     pub roll: f64,
-    /// The account's lost time, all told.
-    pub lost: Duration,
+    /// The account's lost time, all told, in milliseconds; see [`crate::pace::Pace::lost_ms`].
+    pub lost_ms: i64,
     /// Whether the account answers for other assets.
     pub others_answered: bool,
+    /// Whether the account's breaker is open: then a failure is the account's, and none of the asset.
+    pub broken: bool,
+}
+
+impl Moment {
+    /// What the clock says has passed, less what was lost meanwhile: also right when the clock was set, in any direction.
+    fn since(&self, first: Since) -> Duration {
+        let elapsed = self.now.as_millis().saturating_sub(first.at.as_millis());
+        let lost = self.lost_ms.saturating_sub(first.base);
+        u64::try_from(elapsed.saturating_sub(lost)).map(Duration::from_millis).unwrap_or_default()
+    }
 }
 
 /// What to write after a poll.
@@ -111,8 +160,8 @@ pub struct Moment {
 pub enum Decision {
     /// It is followed on.
     Wait(Wait),
-    /// Nothing is held against it; it is due again, at `due_at` if it cannot stay as it was.
-    Untouched { due_at: Option<Timestamp>, error: String },
+    /// Nothing is held against it; it is due again.
+    Untouched { due_at: Timestamp, error: String },
     /// It reached a final status.
     Settle { asset: Asset, note: Option<String> },
     /// It is given up on.
@@ -127,7 +176,7 @@ pub struct Wait {
     /// The streaks after this poll.
     pub streaks: Streaks,
     /// The first of the 404s in a row.
-    pub missing_at: Option<Timestamp>,
+    pub missing: Option<Since>,
     /// What the API said of it, if it said anything.
     pub asset: Option<Asset>,
     /// What was wrong.
@@ -139,6 +188,7 @@ pub fn sign(observation: &Observation, others_answered: bool) -> Sign {
     match observation {
         Observation::Answered { .. } => Sign::Healthy,
         Observation::Unavailable { .. } => Sign::Strained,
+        Observation::Untrusted { .. } => Sign::Untrusted,
         Observation::Throttled { wait, .. } => Sign::Throttled(*wait),
         Observation::Unauthorized { .. } => Sign::Unauthorized,
         Observation::Forbidden { .. } if others_answered => Sign::Forbidden,
@@ -152,25 +202,27 @@ pub fn sign(observation: &Observation, others_answered: bool) -> Sign {
 /// What to write after a poll of `watch`.
 pub fn after_poll(watch: &Watch, observation: Observation, rules: &Rules, moment: &Moment) -> Decision {
     let streaks = watch.streaks;
+    // Due as soon as the account is polled again, behind those that have waited longer: so each probe is of another one.
+    let overdue = |error: String| Decision::Untouched { due_at: moment.now, error };
     let failed = |error: String| {
         let failures = streaks.failures.saturating_add(1);
         let delay = rules.backoff.failure_delay(failures, moment.roll);
         let streaks = Streaks { failures, ..streaks };
-        Step { delay, streaks, missing_at: watch.missing_at, asset: None, error: Some(error) }
+        Step { delay, streaks, missing: watch.missing, asset: None, error: Some(error) }
             .within_patience(watch, rules, moment)
     };
     match observation {
         Observation::Answered { asset, note } => answered(watch, asset, note, rules, moment),
+        // The account waits as long as it was asked to; this watch needs no more than its own interval besides.
+        Observation::Throttled { error, .. } => {
+            Decision::Untouched { due_at: moment.now + rules.backoff.delay(streaks.waiting, moment.roll), error }
+        }
+        Observation::Unavailable { error } if moment.broken => overdue(error),
         Observation::Unusable { error } | Observation::Unavailable { error } => failed(error),
-        Observation::Throttled { wait, error } => {
-            let delay = rules.backoff.delay(streaks.waiting, moment.roll);
-            let delay = delay.max(wait.unwrap_or_default().min(LONGEST_RETRY_AFTER));
-            Decision::Untouched { due_at: Some(moment.now + delay), error }
+        Observation::Untrusted { error } | Observation::Unauthorized { error } | Observation::Unpaid { error } => {
+            overdue(error)
         }
-        Observation::Unauthorized { error } | Observation::Unpaid { error } => {
-            Decision::Untouched { due_at: None, error }
-        }
-        Observation::Forbidden { error } if !moment.others_answered => Decision::Untouched { due_at: None, error },
+        Observation::Forbidden { error } if !moment.others_answered => overdue(error),
         Observation::Forbidden { error } | Observation::Rejected { error } => rejected(watch, error, rules, moment),
         Observation::Missing { error } => missing(watch, error, rules, moment),
         Observation::Unaskable { error } => {
@@ -189,7 +241,7 @@ fn answered(watch: &Watch, asset: Asset, note: Option<String>, rules: &Rules, mo
     Step {
         delay: rules.backoff.delay(waiting, moment.roll),
         streaks: Streaks { waiting, ..Streaks::default() },
-        missing_at: None,
+        missing: None,
         asset: Some(asset),
         error: note,
     }
@@ -204,7 +256,7 @@ fn rejected(watch: &Watch, error: String, rules: &Rules, moment: &Moment) -> Dec
     Step {
         delay: rules.backoff.delay(rejections, moment.roll),
         streaks: Streaks { rejections, ..watch.streaks },
-        missing_at: watch.missing_at,
+        missing: watch.missing,
         asset: None,
         error: Some(error),
     }
@@ -213,8 +265,10 @@ fn rejected(watch: &Watch, error: String, rules: &Rules, moment: &Moment) -> Dec
 
 /// An upload is not visible at once everywhere, so a 404 gets a grace; its last poll is at the grace's very end.
 fn missing(watch: &Watch, error: String, rules: &Rules, moment: &Moment) -> Decision {
-    let missing_at = watch.missing_at.unwrap_or(moment.now).min(moment.now);
-    let left = rules.missing_grace.saturating_sub(moment.now.since(missing_at));
+    // A first 404 that lies ahead was noted by a clock that was set back while nobody looked.
+    let first = watch.missing.filter(|first| first.at <= moment.now || first.base != moment.lost_ms);
+    let first = first.unwrap_or(Since { at: moment.now, base: moment.lost_ms });
+    let left = rules.missing_grace.saturating_sub(moment.since(first));
     if left.is_zero() {
         return Decision::Abandon { reason: Reason::Missing, asset: None, error: Some(error) };
     }
@@ -222,7 +276,7 @@ fn missing(watch: &Watch, error: String, rules: &Rules, moment: &Moment) -> Deci
     Step {
         delay: rules.backoff.delay(waiting, moment.roll).min(left),
         streaks: Streaks { waiting, failures: 0, rejections: 0 },
-        missing_at: Some(missing_at),
+        missing: Some(first),
         asset: None,
         error: Some(error),
     }
@@ -233,7 +287,7 @@ fn missing(watch: &Watch, error: String, rules: &Rules, moment: &Moment) -> Deci
 struct Step {
     delay: Duration,
     streaks: Streaks,
-    missing_at: Option<Timestamp>,
+    missing: Option<Since>,
     asset: Option<Asset>,
     error: Option<String>,
 }
@@ -242,17 +296,16 @@ impl Step {
     /// One last poll exactly at the end of patience, and none after it.
     fn within_patience(self, watch: &Watch, rules: &Rules, moment: &Moment) -> Decision {
         let patience = watch.patience.unwrap_or(rules.patience);
-        let lost_base = Duration::from_millis(watch.lost_base.and_then(|ms| u64::try_from(ms).ok()).unwrap_or(0));
-        let lost = watch.lost_base.map_or(Duration::ZERO, |_| moment.lost.saturating_sub(lost_base));
-        let followed = moment.now.since(watch.first_polled_at.unwrap_or(moment.now));
-        let left = patience.saturating_sub(followed.saturating_sub(lost));
+        let first = watch.first_polled_at.map(|at| Since { at, base: watch.lost_base.unwrap_or(moment.lost_ms) });
+        let followed = first.map_or(Duration::ZERO, |first| moment.since(first));
+        let left = patience.saturating_sub(followed);
         if left.is_zero() {
             return Decision::Abandon { reason: Reason::Patience, asset: self.asset, error: self.error };
         }
         Decision::Wait(Wait {
             due_at: moment.now + self.delay.min(left),
             streaks: self.streaks,
-            missing_at: self.missing_at,
+            missing: self.missing,
             asset: self.asset,
             error: self.error,
         })
@@ -260,26 +313,26 @@ impl Step {
 }
 
 /// The watch as it stands after `decision`, and the facts to tell. Its lease is over.
-pub fn apply(watch: &Watch, decision: Decision, lost: Duration, now: Timestamp) -> (Watch, Vec<Fact>) {
+pub fn apply(watch: &Watch, decision: Decision, lost_ms: i64, now: Timestamp) -> (Watch, Vec<Fact>) {
     let mut after = watch.clone();
     after.lease_owner = None;
     after.lease_until = None;
     after.polls += 1;
     after.first_polled_at.get_or_insert(now);
     after.last_polled_at = Some(now);
-    after.lost_base.get_or_insert(i64::try_from(lost.as_millis()).unwrap_or(i64::MAX));
+    after.lost_base.get_or_insert(lost_ms);
     match decision {
         Decision::Wait(wait) => {
             after.due_at = Some(wait.due_at);
             after.streaks = wait.streaks;
-            after.missing_at = wait.missing_at;
+            after.missing = wait.missing;
             after.last_error = wait.error;
             if let Some(asset) = wait.asset {
                 seen(&mut after, asset, now);
             }
         }
         Decision::Untouched { due_at, error } => {
-            after.due_at = due_at.or(watch.due_at);
+            after.due_at = Some(due_at);
             after.last_error = Some(error);
         }
         Decision::Settle { asset, note } => {

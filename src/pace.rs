@@ -1,21 +1,23 @@
 //! How fast one account may be polled, and whether at all.
 //!
-//! The vendor publishes no limits, so the configured rate is a ceiling and the rate in force is found out: cut on a
-//! throttle, grown back slowly. Tokens follow the generic cell rate algorithm (ITU-T I.371), which needs one instant
-//! instead of a bucket to refill, and whose rate may change at any time. Every instant here is monotonic.
+//! The vendor publishes no limits, so the configured rate is a ceiling and the rate in force is found out: from what the
+//! API says of its quota, and else from its throttling. Every instant here is
+//! monotonic.
+
+mod bucket;
+mod learned;
+mod quota;
 
 use std::time::Duration;
 
-use crate::clock::Tick;
+use crate::clock::{Drift, Tick, Timestamp};
 
-/// The share of the rate that is kept on a throttle.
-const CUT: f64 = 0.7;
-/// Throttles that arrive within this time of a cut were caused by the same burst and do not cut again.
-const CUT_ONCE_IN: Duration = Duration::from_secs(1);
-/// The rate is never cut below one request in 20 seconds.
-const SLOWEST: f64 = 0.05;
-/// From nothing back to the configured rate takes this many seconds of use.
-const REGROWTH: f64 = 300.0;
+pub use bucket::Bucket;
+pub use quota::Quota;
+
+use learned::Learned;
+use quota::Allowance;
+
 /// How long a throttle without a Retry-After closes the account.
 const BARE_THROTTLE: Duration = Duration::from_secs(1);
 /// The longest Retry-After that is believed.
@@ -61,6 +63,8 @@ pub enum Sign {
     Neutral,
     /// It could not be reached, or broke: counts for the breaker.
     Strained,
+    /// Whoever answers there cannot show a valid certificate.
+    Untrusted,
     /// It asks for patience; for this long, if it said how long.
     Throttled(Option<Duration>),
     /// Nothing was asked at all.
@@ -80,6 +84,8 @@ pub enum Closure {
     Unauthorized,
     /// 402: the account has to be paid.
     Unpaid,
+    /// The certificate is not valid: it is not known who answers there, and nobody is told the key.
+    Untrusted,
     /// Failures in a row: the breaker is open.
     Broken,
 }
@@ -90,13 +96,19 @@ impl Closure {
         match self {
             Self::Unauthorized => "unauthorized",
             Self::Unpaid => "unpaid",
+            Self::Untrusted => "untrusted",
             Self::Broken => "broken",
         }
     }
 
+    /// Whether a person has to do something about it; a broken API is somebody else's to mend.
+    pub const fn is_pause(self) -> bool {
+        !matches!(self, Self::Broken)
+    }
+
     const fn probes(self) -> &'static [Duration] {
         match self {
-            Self::Unauthorized | Self::Unpaid => &PAUSE_PROBES,
+            Self::Unauthorized | Self::Unpaid | Self::Untrusted => &PAUSE_PROBES,
             Self::Broken => &BREAKER_PROBES,
         }
     }
@@ -110,6 +122,8 @@ pub enum Turn {
     Closed(Closure),
     /// It is polled again, after having been closed for `lost`.
     Opened { after: Closure, lost: Duration },
+    /// The API throttled, for the first time since it was polled at the configured rate.
+    Slowed,
 }
 
 /// What a claim may take.
@@ -132,19 +146,28 @@ struct Shut {
     next_probe: Tick,
 }
 
+/// How an account stands, for those who look from outside.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Standing {
+    /// Why and since when it is closed, and when it is tried again.
+    pub closed: Option<(Closure, Tick, Tick)>,
+    /// The learned rate, where it is below the configured one.
+    pub rate: Option<f64>,
+    /// The API asked to be left alone until then.
+    pub held_until: Option<Tick>,
+    /// The time that was not the assets', in milliseconds, without that of the present closure.
+    pub lost_ms: i64,
+}
+
 /// The pace of one account.
 #[derive(Clone, Debug)]
 pub struct Pace {
     limits: Limits,
-    rate: f64,
-    /// Slow start ends here: below it the rate doubles each second, above it it grows slowly.
-    threshold: f64,
-    /// The theoretical arrival time of the next request.
-    arrival: Tick,
+    learned: Learned,
+    bucket: Bucket,
+    allowance: Allowance,
     in_flight: u32,
     not_before: Tick,
-    cut_at: Option<Tick>,
-    grown_at: Tick,
     strained: u32,
     strained_asset: Option<i64>,
     several_strained: bool,
@@ -152,21 +175,26 @@ pub struct Pace {
     probing: bool,
     last_probed: Option<i64>,
     last_answered: Option<i64>,
-    lost: Duration,
+    lost_ms: i64,
+    drift: Drift,
 }
 
 impl Pace {
-    /// An open account at its full rate that has `lost` so much time before.
-    pub fn new(limits: Limits, lost: Duration) -> Self {
+    /// An open account with nothing behind it.
+    pub fn new(limits: Limits) -> Self {
+        Self::resumed(limits, None, Tick::ZERO, 0)
+    }
+
+    /// An open account that goes on with what was learned of it before: its rate, until when it asked to be left alone,
+    /// and its lost time in milliseconds.
+    pub fn resumed(limits: Limits, rate: Option<f64>, held_until: Tick, lost_ms: i64) -> Self {
         Self {
             limits,
-            rate: limits.rate,
-            threshold: limits.rate,
-            arrival: Tick::ZERO,
+            learned: Learned::new(limits.rate, rate),
+            bucket: Bucket::new(limits.rate),
+            allowance: Allowance::default(),
             in_flight: 0,
-            not_before: Tick::ZERO,
-            cut_at: None,
-            grown_at: Tick::ZERO,
+            not_before: held_until,
             strained: 0,
             strained_asset: None,
             several_strained: false,
@@ -174,16 +202,15 @@ impl Pace {
             probing: false,
             last_probed: None,
             last_answered: None,
-            lost,
+            lost_ms,
+            drift: Drift::default(),
         }
     }
 
     /// Takes over changed limits; what was learned stays, as far as it fits.
     pub fn set_limits(&mut self, limits: Limits) {
-        let unhindered = self.rate >= self.limits.rate;
         self.limits = limits;
-        self.rate = if unhindered { limits.rate } else { self.rate.min(limits.rate) };
-        self.threshold = if unhindered { limits.rate } else { self.threshold.min(limits.rate) };
+        self.learned.configure(limits.rate);
     }
 
     /// How many polls may be claimed at `now`.
@@ -191,7 +218,9 @@ impl Pace {
         if self.in_flight >= self.limits.max_in_flight {
             return Room::Open(0);
         }
-        let opens = self.not_before.max(self.token_at());
+        let bucket = self.bucket(now);
+        let opens = self.not_before.max(bucket.opens());
+        let opens = self.allowance.closed_until(now).map_or(opens, |until| opens.max(until));
         if let Some(shut) = &self.shut {
             let opens = opens.max(shut.next_probe);
             return match (self.probing, now < opens) {
@@ -203,16 +232,16 @@ impl Pace {
         if now < opens {
             return Room::Closed(opens);
         }
-        let spare = (now + self.burst()).saturating_sub(self.arrival.max(now));
-        // The hundredth of a token makes up for the rounding of an interval to whole nanoseconds.
-        let tokens = (spare.as_secs_f64() * self.rate + 0.01) as u32;
-        Room::Open(tokens.max(1).min(self.limits.max_in_flight - self.in_flight))
+        let slots = self.limits.max_in_flight - self.in_flight;
+        Room::Open(bucket.tokens(now).min(self.allowance.room(now)).min(slots))
     }
 
     /// Notes that these watches were claimed at `now`, after [`Pace::room`] allowed it.
     pub fn took(&mut self, watches: &[i64], now: Tick) {
         let count = u32::try_from(watches.len()).unwrap_or(u32::MAX);
-        self.arrival = self.arrival.max(now) + self.gap() * count;
+        self.bucket = self.bucket(now);
+        self.bucket.take(count, now);
+        self.allowance.use_up(count);
         self.in_flight += count;
         if let (Some(_), Some(watch)) = (&self.shut, watches.last()) {
             self.probing = true;
@@ -226,6 +255,11 @@ impl Pace {
         self.probing &= !self.is_probe(watch);
     }
 
+    /// Notes what an answer said of the API's quota. It is heard of before the poll has [`Pace::ended`].
+    pub fn heard(&mut self, quota: &Quota, now: Tick) {
+        self.allowance.hear(quota, self.in_flight.saturating_sub(1), now);
+    }
+
     /// Notes what a poll of `watch` said about the account.
     ///
     /// `alone`: no other watch of this account waits. Then one asset is enough to open the breaker.
@@ -235,7 +269,7 @@ impl Pace {
         match sign {
             Sign::Healthy => {
                 self.last_answered = Some(watch);
-                self.grow(now);
+                self.learned.grow(now);
                 self.open(now)
             }
             Sign::Neutral => self.open(now),
@@ -250,14 +284,15 @@ impl Pace {
                 self.open(now)
             }
             Sign::Throttled(wait) => {
-                self.throttle(wait, now);
+                let slowed = self.throttle(wait, now);
                 match self.closure() {
-                    Some(Closure::Broken) => self.open(now),
+                    Some(Closure::Broken | Closure::Untrusted) => self.open(now),
                     // Some servers throttle before they look at the key.
                     Some(Closure::Unauthorized | Closure::Unpaid) => self.probe_later(watch, now),
-                    None => None,
+                    None => slowed,
                 }
             }
+            Sign::Untrusted => self.close(Closure::Untrusted, watch, now),
             Sign::Unauthorized => self.close(Closure::Unauthorized, watch, now),
             Sign::Unpaid => self.close(Closure::Unpaid, watch, now),
             Sign::Strained if self.shut.is_some() => self.probe_later(watch, now),
@@ -281,9 +316,14 @@ impl Pace {
         self.shut.as_ref().map(|shut| shut.why)
     }
 
-    /// When the next probe of a closed account is due.
-    pub fn next_probe(&self) -> Option<Tick> {
-        self.shut.as_ref().map(|shut| shut.next_probe)
+    /// How the account stands.
+    pub fn standing(&self, now: Tick) -> Standing {
+        Standing {
+            closed: self.shut.as_ref().map(|shut| (shut.why, shut.since, shut.next_probe)),
+            rate: self.learned.found(),
+            held_until: (self.not_before > now).then_some(self.not_before),
+            lost_ms: self.lost_ms,
+        }
     }
 
     /// Whether another asset than `watch` has been answered since the account was closed or an asset was forbidden.
@@ -291,28 +331,30 @@ impl Pace {
         self.last_answered.is_some_and(|answered| answered != watch)
     }
 
-    /// The time that was not the assets': how long the account has been closed, all told.
-    pub fn lost(&self, now: Tick) -> Duration {
-        self.lost + self.shut.as_ref().map_or(Duration::ZERO, |shut| now.saturating_sub(shut.since))
+    /// The time that was not the assets', in milliseconds: how long the account was closed, and by how much the wall
+    /// clock ran ahead of the monotonic one; negative when it was set back. Only differences have a meaning.
+    pub fn lost_ms(&self, now: Tick) -> i64 {
+        self.lost_ms.saturating_add(self.shut.as_ref().map_or(0, |shut| millis(now.saturating_sub(shut.since))))
     }
 
-    /// The rate in force, in requests a second.
-    pub fn rate(&self) -> f64 {
-        self.rate
+    /// Compares the clocks, and says whether the wall clock was set or the machine slept: nothing of that was an asset's
+    /// time.
+    pub fn keep_time(&mut self, wall: Timestamp, now: Tick) -> bool {
+        let jump = self.drift.jump(wall, now);
+        self.lost_ms = self.lost_ms.saturating_add(jump);
+        jump != 0
     }
 
-    fn gap(&self) -> Duration {
-        Duration::from_secs_f64(1.0 / self.rate)
+    /// The rate in force at `now`, in requests a second.
+    pub fn rate(&self, now: Tick) -> f64 {
+        self.learned.rate().min(self.allowance.rate(now))
     }
 
-    /// How much the requests may run ahead of their gaps.
-    fn burst(&self) -> Duration {
-        self.gap().mul_f64(self.limits.rate.min(self.rate).ceil().max(1.0))
-    }
-
-    /// When the next token is there.
-    fn token_at(&self) -> Tick {
-        (self.arrival + self.gap()).saturating_sub(self.burst())
+    /// The bucket at the rate in force. A learned rate has no bursts: a server that counts by the second would see twice
+    /// of what it allows.
+    fn bucket(&self, now: Tick) -> Bucket {
+        let burst = if self.learned.is_limited() { 1.0 } else { self.limits.rate.ceil() };
+        self.bucket.at(self.rate(now), burst, now)
     }
 
     fn note_strain(&mut self, watch: i64, sign: Sign) {
@@ -326,31 +368,14 @@ impl Pace {
         self.several_strained |= *self.strained_asset.get_or_insert(watch) != watch;
     }
 
-    fn throttle(&mut self, wait: Option<Duration>, now: Tick) {
+    fn throttle(&mut self, wait: Option<Duration>, now: Tick) -> Option<Turn> {
         let wait = wait.map_or(BARE_THROTTLE, |wait| wait.min(LONGEST_RETRY_AFTER));
         self.not_before = self.not_before.max(now + wait);
-        if self.cut_at.is_none_or(|cut_at| now.saturating_sub(cut_at) >= CUT_ONCE_IN) {
-            self.rate = (self.rate * CUT).max(SLOWEST.min(self.limits.rate));
-            self.threshold = self.rate;
-            self.cut_at = Some(now);
-            self.grown_at = now;
-        }
-    }
-
-    /// A share of the growth for each answer, so that an unused limit does not grow.
-    fn grow(&mut self, now: Tick) {
-        if self.rate >= self.limits.rate {
-            return;
-        }
-        if self.rate < self.threshold {
-            // One more request a second for each answer: twice the rate after each second.
-            self.rate = (self.rate + 1.0).min(self.threshold);
-        } else {
-            let elapsed = now.saturating_sub(self.grown_at).min(Duration::from_secs(1));
-            self.rate += self.limits.rate / REGROWTH * elapsed.as_secs_f64();
-        }
-        self.grown_at = now;
-        self.rate = self.rate.min(self.limits.rate);
+        let unhindered = !self.learned.is_limited();
+        self.learned.cut(now);
+        self.bucket = self.bucket(now);
+        self.bucket.drain(self.not_before);
+        unhindered.then_some(Turn::Slowed)
     }
 
     fn close(&mut self, why: Closure, watch: i64, now: Tick) -> Option<Turn> {
@@ -397,14 +422,19 @@ impl Pace {
         self.probing = false;
         let shut = self.shut.take()?;
         let lost = now.saturating_sub(shut.since);
-        self.lost += lost;
+        self.lost_ms = self.lost_ms.saturating_add(millis(lost));
         if shut.why == Closure::Broken {
-            self.threshold = self.rate;
-            self.rate = (self.rate / 10.0).max(1.0).min(self.rate);
-            self.arrival = now + self.burst().saturating_sub(self.gap());
+            self.learned.start_slowly();
         }
+        // Nothing was asked for a while, and now everything is due: what was saved meanwhile is not used at once.
+        self.bucket = self.bucket(now);
+        self.bucket.drain(now);
         Some(Turn::Opened { after: shut.why, lost })
     }
+}
+
+fn millis(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]

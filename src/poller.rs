@@ -6,10 +6,10 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::clock::{Clock, Dice, Timestamp};
-use crate::decide::{self, Moment, Observation, Rules};
-use crate::event::{Event, Fact, Subscription, Telling};
-use crate::pace::{Closure, Pace, Room, Sign, Turn};
+use crate::clock::{Clock, Dice, Tick, Timestamp};
+use crate::decide::{self, Moment, Polled, Rules};
+use crate::event::{Event, Fact, Notice, Subscription, Telling};
+use crate::pace::{Closure, Pace, Room, Turn};
 use crate::pump::{Gate, Live, Wake, Work, insist};
 use crate::store::{AccountRow, Claimed, Lane, Store, StoreError, Terms};
 use crate::watch::{Reason, State, Watch};
@@ -22,7 +22,7 @@ const KNOWN: [&str; 3] = ["active", "archive", "censored"];
 const MOST_UNKNOWN: usize = 100;
 
 /// Asks the API about one asset. The seam at which a simulation stands in for the world.
-pub type Poll = Arc<dyn Fn(String) -> Pin<Box<dyn Future<Output = Observation> + Send>> + Send + Sync>;
+pub type Poll = Arc<dyn Fn(String) -> Pin<Box<dyn Future<Output = Polled> + Send>> + Send + Sync>;
 
 /// One account, as the poller works it.
 pub struct Account {
@@ -38,6 +38,8 @@ pub struct Account {
     pub poll: Poll,
     /// Whether the key has changed since it was last asked.
     pub rekeyed: Arc<dyn Fn() -> bool + Send + Sync>,
+    /// How it stands, as far as that was written down.
+    pub noted: Mutex<AccountRow>,
 }
 
 /// What a poller needs.
@@ -79,10 +81,23 @@ struct InFlight<'a> {
     ended: bool,
 }
 
+/// What a poll means for its account, and the account for the decision.
+struct Ended {
+    moment: Moment,
+    turn: Option<Turn>,
+}
+
 impl InFlight<'_> {
-    fn end(mut self, sign: Sign, alone: bool, clock: &Clock) -> Option<Turn> {
+    /// Takes note of what was seen, in one step: two polls that end at once do not see half of each other.
+    fn end(mut self, polled: &Polled, alone: bool, (now, tick): (Timestamp, Tick), roll: f64) -> Ended {
         self.ended = true;
-        self.account.pace().ended(self.watch, sign, alone, clock.tick())
+        let mut pace = self.account.pace();
+        pace.keep_time(now, tick);
+        pace.heard(&polled.quota, tick);
+        let others_answered = pace.answered_another(self.watch);
+        let turn = pace.ended(self.watch, decide::sign(&polled.observation, others_answered), alone, tick);
+        let broken = pace.closure() == Some(Closure::Broken);
+        Ended { moment: Moment { now, roll, lost_ms: pace.lost_ms(tick), others_answered, broken }, turn }
     }
 }
 
@@ -126,33 +141,30 @@ impl Work for Poller {
         let Some(account) = self.accounts.get(&lane) else { return };
         let _working = self.live.until_dropped(watch.id);
         let in_flight = InFlight { account, watch: watch.id, ended: false };
-        let mut observation = (account.poll)(watch.asset_id.clone()).await;
+        let mut polled = (account.poll)(watch.asset_id.clone()).await;
         let (now, tick) = (self.clock.now(), self.clock.tick());
-        let (others_answered, lost) = {
-            let pace = account.pace();
-            (pace.answered_another(watch.id), pace.lost(tick))
-        };
-        let sign = decide::sign(&observation, others_answered);
-        let said = observation.text_mut().cloned().unwrap_or_default();
-        let moment = Moment { now, roll: self.dice.roll(), lost, others_answered };
-        let decision = decide::after_poll(&watch, observation, &account.rules, &moment);
-        let (after, facts) = decide::apply(&watch, decision, lost, now);
-        let turn = in_flight.end(sign, alone, &self.clock);
+        let said = polled.observation.text_mut().cloned().unwrap_or_default();
+        let Ended { moment, turn } = in_flight.end(&polled, alone, (now, tick), self.dice.roll());
+        let decision = decide::after_poll(&watch, polled.observation, &account.rules, &moment);
+        let (after, facts) = decide::apply(&watch, decision, moment.lost_ms, now);
         self.wake.wake();
-        if let Some(turn) = turn {
-            self.turned(account, turn, &said).await;
-        }
+        self.note(account, turn, &said).await;
         self.record(&watch, after, facts, now).await;
     }
 
     fn stirred(&self) -> bool {
-        let closed = self.accounts.values().filter(|account| account.pace().closure().is_some());
-        let rekeyed: Vec<_> = closed.filter(|account| (account.rekeyed)()).collect();
-        for account in &rekeyed {
-            tracing::info!(account = account.name, "the key has changed; trying it");
-            account.pace().probe_now();
+        let (now, tick) = (self.clock.now(), self.clock.tick());
+        let mut stirred = false;
+        for account in self.accounts.values() {
+            // After a jump of the clock what is due has to be looked for anew.
+            stirred |= account.pace().keep_time(now, tick);
+            if account.pace().closure().is_some() && (account.rekeyed)() {
+                tracing::info!(account = account.name, "the key has changed; trying it");
+                account.pace().probe_now();
+                stirred = true;
+            }
         }
-        !rekeyed.is_empty()
+        stirred
     }
 }
 
@@ -233,42 +245,111 @@ impl Poller {
         }
     }
 
-    /// An account was closed or opened: said once, and written down for those who look from outside.
-    async fn turned(&self, account: &Account, turn: Turn, said: &str) {
+    /// Writes down how the account stands, if that has changed, for those who look from outside and for the next start.
+    async fn note(&self, account: &Account, turn: Option<Turn>, said: &str) {
         let name = account.name.as_str();
-        match turn {
-            Turn::Closed(Closure::Unauthorized) => tracing::error!(
-                account = name,
-                "paused: the API refuses the key ({said}); put a valid one in place, it is tried again by itself"
-            ),
+        let row = self.account_row(account, said);
+        let changed = {
+            let mut noted = account.noted.lock().unwrap_or_else(PoisonError::into_inner);
+            let changed = differs(&noted, &row);
+            if changed {
+                noted.clone_from(&row);
+            }
+            changed
+        };
+        let events: Vec<Event> = turn.and_then(|turn| self.turned(account, turn, said)).into_iter().collect();
+        if !changed && events.is_empty() {
+            return;
+        }
+        // As it stands when it can be written: another turn may have come meanwhile.
+        let note = || self.store.note_account(self.account_row(account, said), events.clone());
+        match insist(note).await {
+            Ok(()) if !events.is_empty() => self.told.wake(),
+            Ok(()) => {}
+            Err(error) => tracing::error!(account = name, "its standing was not recorded: {error}"),
+        }
+    }
+
+    /// An account was closed or opened: said once, and told to the hooks that want to hear of it.
+    fn turned(&self, account: &Account, turn: Turn, said: &str) -> Option<Event> {
+        let name = account.name.clone();
+        let notice = match turn {
+            Turn::Closed(Closure::Unauthorized) => {
+                tracing::error!(account = name, "paused: the API refuses the key ({said}); put a valid one in place");
+                Notice::AccountPaused { account: name, reason: Closure::Unauthorized.as_str(), error: said.into() }
+            }
             Turn::Closed(Closure::Unpaid) => {
                 tracing::error!(account = name, "paused: the account has to be paid ({said})");
+                Notice::AccountPaused { account: name, reason: Closure::Unpaid.as_str(), error: said.into() }
+            }
+            Turn::Closed(Closure::Untrusted) => {
+                tracing::error!(
+                    account = name,
+                    "ALERT, paused: whoever answers at the API's address has no valid certificate ({said}); the key was \
+                     not sent. Look at `api.url`, the machine's clock and its CA certificates"
+                );
+                Notice::AccountPaused { account: name, reason: Closure::Untrusted.as_str(), error: said.into() }
             }
             Turn::Closed(Closure::Broken) => {
                 tracing::warn!(account = name, "the API cannot be used ({said}); trying with single polls");
+                return None;
             }
-            Turn::Opened { lost, .. } => {
-                let after = humantime::format_duration(Duration::from_secs(lost.as_secs())).to_string();
-                tracing::info!(account = name, after, "polled again");
+            Turn::Slowed => {
+                tracing::info!(account = name, "polled more slowly: the API throttles ({said})");
+                return None;
             }
-        }
-        // As it stands when it can be written: another turn may have come meanwhile.
-        if let Err(error) = insist(|| self.store.note_account(self.account_row(account, said))).await {
-            tracing::error!(account = name, "its standing was not recorded: {error}");
-        }
+            Turn::Opened { after, lost } => {
+                let lost = Duration::from_secs(lost.as_secs());
+                let pause = humantime::format_duration(lost).to_string();
+                tracing::info!(account = name, after = pause, "polled again");
+                if !after.is_pause() {
+                    return None;
+                }
+                Notice::AccountResumed { account: name, paused_for: lost }
+            }
+        };
+        let telling = Telling { install_id: self.store.install_id(), subscriptions: &self.subscriptions };
+        Some(Event::of_notice(&notice, self.dice.bytes(), self.clock.now(), &telling))
     }
 
     fn account_row(&self, account: &Account, said: &str) -> AccountRow {
         let (now, tick) = (self.clock.now(), self.clock.tick());
-        let pace = account.pace();
-        let closure = pace.closure();
+        let standing = account.pace().standing(tick);
+        let (closure, since, probe) = standing.closed.map_or((None, None, None), |(why, since, probe)| {
+            let since = Timestamp::from_millis(now.as_millis().saturating_sub(millis(tick.saturating_sub(since))));
+            (Some(why), Some(since), Some(now + probe.saturating_sub(tick)))
+        });
         AccountRow {
             name: account.name.clone(),
             closure: closure.map(|closure| closure.as_str().into()),
-            closed_at: closure.map(|_| now),
-            next_probe_at: pace.next_probe().map(|probe| now + probe.saturating_sub(tick)),
+            closed_at: since,
+            next_probe_at: probe,
             last_error: closure.map(|_| said.to_owned()),
-            lost_ms: i64::try_from(pace.lost(tick).as_millis()).unwrap_or(i64::MAX),
+            rate: standing.rate,
+            held_until: standing.held_until.map(|until| now + until.saturating_sub(tick)),
+            lost_ms: standing.lost_ms,
         }
     }
+}
+
+/// Whether `row` says something new; not for each small step of a rate, nor for what passes by itself.
+fn differs(noted: &AccountRow, row: &AccountRow) -> bool {
+    const CLOSE: Duration = Duration::from_secs(1);
+    let apart = |a: Option<Timestamp>, b: Option<Timestamp>| match (a, b) {
+        (Some(a), Some(b)) => a.since(b).max(b.since(a)) > CLOSE,
+        (a, b) => a != b,
+    };
+    let rates = match (noted.rate, row.rate) {
+        (Some(before), Some(after)) => (before - after).abs() > before / 10.0,
+        (before, after) => before != after,
+    };
+    noted.closure != row.closure
+        || apart(noted.next_probe_at, row.next_probe_at)
+        || row.held_until.is_some() && apart(noted.held_until, row.held_until)
+        || rates
+        || noted.lost_ms.abs_diff(row.lost_ms) >= 1_000
+}
+
+fn millis(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }

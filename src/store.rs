@@ -11,6 +11,7 @@
 //!
 //! No rusqlite type leaves this module.
 
+mod accounts;
 mod commit;
 mod lease;
 mod ledger;
@@ -24,8 +25,9 @@ use std::time::Duration;
 
 use rusqlite::Connection;
 
+pub use accounts::AccountRow;
 pub use ledger::{AttemptRow, DaemonRow, EventRow, History, Outstanding};
-pub use watches::{AccountRow, Added, Filter, NewWatch};
+pub use watches::{Added, Filter, NewWatch};
 
 use crate::clock::Timestamp;
 

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
+use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
 use serde_json::value::RawValue;
 
@@ -161,6 +162,15 @@ pub struct Streaks {
     pub rejections: u32,
 }
 
+/// Since when something is so, by a clock that may be set meanwhile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Since {
+    /// By the wall clock.
+    pub at: Timestamp,
+    /// The account's lost time then, in milliseconds.
+    pub base: i64,
+}
+
 /// One row of `watches`. As JSON it has the names of the columns.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Watch {
@@ -189,7 +199,8 @@ pub struct Watch {
     #[serde(flatten)]
     pub streaks: Streaks,
     /// The first of the 404s in a row.
-    pub missing_at: Option<Timestamp>,
+    #[serde(flatten, serialize_with = "as_missing")]
+    pub missing: Option<Since>,
     /// What the API said last.
     #[serde(flatten)]
     pub asset: Asset,
@@ -229,6 +240,14 @@ pub fn raw_json(text: &str) -> Option<Box<RawValue>> {
 
 fn as_json<S: Serializer>(metadata: &Option<String>, serializer: S) -> Result<S::Ok, S::Error> {
     metadata.as_deref().and_then(raw_json).serialize(serializer)
+}
+
+/// With the names of the two columns that hold it.
+fn as_missing<S: Serializer>(missing: &Option<Since>, serializer: S) -> Result<S::Ok, S::Error> {
+    let mut columns = serializer.serialize_map(Some(2))?;
+    columns.serialize_entry("missing_at", &missing.map(|first| first.at))?;
+    columns.serialize_entry("missing_base", &missing.map(|first| first.base))?;
+    columns.end()
 }
 
 fn as_text<S: Serializer>(patience: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {

@@ -1,20 +1,17 @@
 //! `check`: everything that a run depends on, each thing ok or with what to change.
 
+mod key;
+
 use std::path::Path;
 
 use serde::Serialize;
 
 use super::output::{Output, exit, plain};
-use crate::api::Api;
 use crate::clock::Clock;
-use crate::config::{Account, Hook, Settings, Target};
-use crate::control::Control;
-use crate::decide::Observation;
+use crate::config::{Hook, Settings, Target};
+use crate::control::{self, Control};
 use crate::hook::Hooks;
 use crate::store::{Store, StoreError};
-
-/// No asset has this id; whoever answers that it is missing has looked, and so has accepted the key.
-const NOBODY: &str = "assetwatch-check";
 
 /// How one thing stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -45,7 +42,7 @@ pub async fn check(settings: &Settings, output: Output) -> anyhow::Result<u8> {
     lines.extend(settings.warnings.iter().map(|warning| line("configuration", Finding::Note, warning.clone())));
     lines.extend(database(settings).await);
     for account in &settings.accounts {
-        lines.push(key(account).await);
+        lines.push(key::line(account).await);
     }
     lines.extend(settings.hooks.iter().map(hook));
     if settings.hooks.is_empty() {
@@ -109,6 +106,13 @@ async fn database(settings: &Settings) -> Vec<Line> {
         }
         Err(error) => unusable(error),
     });
+    // What a daemon has found out; the request below may find that it is over.
+    let now = control.clock.now();
+    for row in control.store.accounts().await.unwrap_or_default() {
+        if let Some(says) = control::account_standing(&row, now) {
+            lines.push(line(&format!("account {}", row.name), Finding::Note, says));
+        }
+    }
     for name in control.store.waiting_accounts().await.unwrap_or_default() {
         if !settings.accounts.iter().any(|account| account.name == name) {
             let says = format!("watches wait for it, and nothing polls them; add `[accounts.{name}]`, or cancel them");
@@ -122,45 +126,6 @@ async fn database(settings: &Settings) -> Vec<Line> {
 async fn written(control: &Control) -> Result<i64, StoreError> {
     control.store.add(Vec::new(), false, control.clock.now()).await?;
     control.store.waiting().await
-}
-
-/// One real request.
-async fn key(account: &Account) -> Line {
-    let what = format!("account {}", account.name);
-    let bad = |says: String| line(&what, Finding::Bad, says);
-    let key = match account.key.read(|name| std::env::var_os(name)) {
-        Ok(key) => key,
-        Err(error) => return bad(error.to_string()),
-    };
-    let api = match Api::new(&account.url, key.expose(), account.timeout, Clock::system()) {
-        Ok(api) => api,
-        Err(error) => return bad(error.to_string()),
-    };
-    let url = &account.url;
-    match api.poll(NOBODY).await {
-        Observation::Answered { .. } | Observation::Missing { .. } | Observation::Rejected { .. } => {
-            line(&what, Finding::Ok, format!("{url} answers, and accepts the key"))
-        }
-        Observation::Throttled { error, .. } => {
-            line(&what, Finding::Note, format!("{url} answers, but asks to wait: {error}"))
-        }
-        Observation::Unusable { error } if !error.starts_with("the API answered 3") => {
-            line(&what, Finding::Ok, format!("{url} answers, and accepts the key ({error})"))
-        }
-        Observation::Unusable { error } => {
-            bad(format!("{error}; redirects are not followed, put the address that it names into `api.url`"))
-        }
-        Observation::Unauthorized { error } | Observation::Forbidden { error } => {
-            let says =
-                format!("{error}; the key is refused, put a valid one where `config show` says that it comes from");
-            line(&what, Finding::Unauthorized, says)
-        }
-        Observation::Unpaid { error } => {
-            line(&what, Finding::Unauthorized, format!("{error}; the account has to be paid"))
-        }
-        Observation::Unavailable { error } => bad(format!("{url}: {error}; look at `api.url` and at the network")),
-        Observation::Unaskable { error } => bad(error),
-    }
 }
 
 fn hook(hook: &Hook) -> Line {

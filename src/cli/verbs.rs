@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use super::output::{Output, complain, exit, plain, span, summary, word};
 use super::{Add, Cancel, Command, Events, List, One, WaitOutput};
 use crate::clock::Timestamp;
-use crate::control::{AddOptions, AddOutcome, AddResult, Cancelled, Control, Shown};
+use crate::control::{AddOptions, AddOutcome, AddResult, Cancelled, Control, Shown, account_standing};
 use crate::event::Gist;
 use crate::store::{EventRow, Filter};
 use crate::watch::{State, Watch};
@@ -145,9 +145,14 @@ async fn list(args: List, control: &Control, output: Output) -> anyhow::Result<u
     if more && args.limit.is_none() {
         output.say(&format!("The newest {SCREENFUL}; `--limit N` shows more."));
     }
-    for account in control.store.accounts().await?.into_iter().filter(|account| account.closure.is_some()) {
-        let (name, why) = (account.name, account.closure.unwrap_or_default());
-        output.say(&format!("Account {name} is not polled: {why}. {}", plain(&account.last_error.unwrap_or_default())));
+    for account in control.store.accounts().await? {
+        if let Some(standing) = account_standing(&account, control.clock.now()) {
+            output.say(&format!("Account {}: {}.", plain(&account.name), plain(&standing)));
+        }
+    }
+    for name in control.unnamed_accounts().await? {
+        output
+            .say(&format!("Account {:?}: no such account is configured, so its watches are not polled.", plain(&name)));
     }
     Ok(exit::OK)
 }
@@ -182,12 +187,12 @@ async fn show(args: One, control: &Control, output: Output) -> anyhow::Result<u8
     if output.json {
         output.object(&shown)?
     } else {
-        print_shown(&shown, output)?
+        print_shown(&shown, control.clock.now(), output)?
     }
     Ok(exit::OK)
 }
 
-fn print_shown(shown: &Shown, output: Output) -> io::Result<()> {
+fn print_shown(shown: &Shown, now: Timestamp, output: Output) -> io::Result<()> {
     let Shown { watch, account_closed, history, hooks } = shown;
     let instant = |at: Option<Timestamp>| at.map(|at| at.to_string());
     let number = |number: Option<i64>| number.map(|number| number.to_string());
@@ -217,13 +222,8 @@ fn print_shown(shown: &Shown, output: Output) -> io::Result<()> {
             output.line(&format!("{name:<13} {value}"))?;
         }
     }
-    if let Some(row) = account_closed {
-        let why = plain(row.last_error.as_deref().unwrap_or_default());
-        output.line(&format!(
-            "{:<13} not polled: {} ({why})",
-            "account",
-            row.closure.as_deref().unwrap_or_default()
-        ))?;
+    if let Some(standing) = account_closed.as_ref().and_then(|row| account_standing(row, now)) {
+        output.line(&format!("{:<13} {}", "its account", plain(&standing)))?;
     }
     for event in &history.events {
         output.line(&format!("\nevent {} {} at {}", plain(&event.event_type), event.id, event.created_at))?;

@@ -16,7 +16,7 @@ use crate::config::{self, KeyError, KeySource, Settings, Target};
 use crate::control::{Control, hostname};
 use crate::event::base32;
 use crate::hook::{HookError, Hooks};
-use crate::pace::Pace;
+use crate::pace::{LONGEST_RETRY_AFTER, Pace};
 use crate::poller::{Account, Poller};
 use crate::pump::{self, Live, Phase, Stop, Wake};
 use crate::relay::{HookLane, Perform, Relay, Standing};
@@ -191,8 +191,7 @@ async fn accounts(
     for account in &settings.accounts {
         let row = known.iter().find(|row| row.name == account.name);
         let kept = before.and_then(|engine| engine.paces.get(&account.name));
-        let lost = row.map_or(Duration::ZERO, |row| lost(row, control.clock.now()));
-        let pace = kept.cloned().unwrap_or_else(|| new_pace(account, lost));
+        let pace = kept.cloned().unwrap_or_else(|| Arc::new(Mutex::new(resumed(account, row, &control.clock))));
         {
             let mut pace = pace.lock().unwrap_or_else(PoisonError::into_inner);
             pace.set_limits(account.limits);
@@ -200,36 +199,47 @@ async fn accounts(
             pace.probe_now();
         }
         if kept.is_none() {
-            open_account(&control.store, row, lost).await?;
+            open_account(&control.store, row, control.clock.now()).await?;
         }
-        accounts.insert(account.name.clone(), set_up(account, pace, control.clock.clone())?);
+        let noted = AccountRow { name: account.name.clone(), ..AccountRow::default() };
+        accounts.insert(account.name.clone(), set_up(account, pace, noted, control.clock.clone())?);
     }
     Ok(accounts)
 }
 
-fn new_pace(account: &config::Account, lost: Duration) -> Arc<Mutex<Pace>> {
-    Arc::new(Mutex::new(Pace::new(account.limits, lost)))
+/// An account goes on with what an earlier process has found out; that it was closed is tried anew.
+fn resumed(account: &config::Account, row: Option<&AccountRow>, clock: &Clock) -> Pace {
+    let (now, tick) = (clock.now(), clock.tick());
+    let Some(row) = row else { return Pace::new(account.limits) };
+    let hold = row.held_until.map_or(Duration::ZERO, |until| until.since(now)).min(LONGEST_RETRY_AFTER);
+    Pace::resumed(account.limits, row.rate, tick + hold, lost_ms(row, now))
 }
 
-/// The lost time of an account, with that of a pause in which an earlier process ended.
-fn lost(row: &AccountRow, now: Timestamp) -> Duration {
-    let noted = Duration::from_millis(u64::try_from(row.lost_ms).unwrap_or(0));
-    noted + row.closed_at.map_or(Duration::ZERO, |closed_at| now.since(closed_at))
+/// The lost time of an account, with that of a closure in which an earlier process ended.
+fn lost_ms(row: &AccountRow, now: Timestamp) -> i64 {
+    let closed = row.closed_at.map_or(Duration::ZERO, |closed_at| now.since(closed_at));
+    row.lost_ms.saturating_add(i64::try_from(closed.as_millis()).unwrap_or(i64::MAX))
 }
 
-/// A start tries every account anew, so what is written of an earlier process's pause is over.
-async fn open_account(store: &Store, row: Option<&AccountRow>, lost: Duration) -> Result<(), StoreError> {
+/// A start tries every account anew, so what is written of an earlier process's closure is over.
+async fn open_account(store: &Store, row: Option<&AccountRow>, now: Timestamp) -> Result<(), StoreError> {
     match row.filter(|row| row.closure.is_some()) {
         Some(row) => {
-            let lost_ms = i64::try_from(lost.as_millis()).unwrap_or(i64::MAX);
-            let open = AccountRow { name: row.name.clone(), lost_ms, ..AccountRow::default() };
-            store.note_account(open).await
+            let (name, lost_ms) = (row.name.clone(), lost_ms(row, now));
+            let open =
+                AccountRow { name, rate: row.rate, held_until: row.held_until, lost_ms, ..AccountRow::default() };
+            store.note_account(open, Vec::new()).await
         }
         None => Ok(()),
     }
 }
 
-fn set_up(account: &config::Account, pace: Arc<Mutex<Pace>>, clock: Clock) -> Result<Account, EngineError> {
+fn set_up(
+    account: &config::Account,
+    pace: Arc<Mutex<Pace>>,
+    noted: AccountRow,
+    clock: Clock,
+) -> Result<Account, EngineError> {
     let key = read_key(&account.key);
     let key = key.map_err(|error| EngineError::Key { account: account.name.clone(), error })?;
     let api = Api::new(&account.url, key.expose(), account.timeout, clock);
@@ -246,6 +256,7 @@ fn set_up(account: &config::Account, pace: Arc<Mutex<Pace>>, clock: Clock) -> Re
         }),
         // A key that cannot be read or sent is not a new one: the account stays as it is.
         rekeyed: Arc::new(move || read_key(&source).is_ok_and(|key| api.set_key(key.expose()).unwrap_or(false))),
+        noted: Mutex::new(noted),
     })
 }
 

@@ -1,5 +1,6 @@
 //! The daemon: start in order, serve signals, stop in order.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -8,15 +9,15 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use super::engine::{Engine, EngineError};
 use crate::config::Settings;
-use crate::control::{Control, hostname};
+use crate::control::{Control, account_standing, hostname};
 use crate::signal::{Signal, Signals};
-use crate::store::{DaemonRow, StoreError};
+use crate::store::{AccountRow, DaemonRow, StoreError};
 use crate::systemd;
 
 /// Between two signs of life.
 const HEARTBEAT: Duration = Duration::from_secs(5);
-/// STATUS is brought up to date with each so-many-th sign of life.
-const STATUS_EVERY: u32 = 12;
+/// Watches are counted anew with each so-many-th sign of life: of a million that takes a while.
+const COUNT_EVERY: u32 = 12;
 
 /// Runs the daemon in the foreground until TERM or INT, `reload` being how it reads its configuration again on HUP.
 ///
@@ -28,14 +29,14 @@ pub async fn run(
 ) -> anyhow::Result<()> {
     // First of all: a signal that comes while we start is not lost.
     let mut signals = Signals::take()?;
-    let control = super::open(&settings).await?;
+    let mut control = super::open(&settings).await?;
     let mut engine = start(&control, &settings, None).await?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), database = %settings.database.display(), "started");
-    warn_of_unnamed(&control, &settings).await?;
-    systemd::ready(&describe(&control).await);
+    let mut report = Report::default();
+    report.renew(&control).await;
+    systemd::ready(&report.text());
     let mut heartbeat = interval(HEARTBEAT);
     heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut beats = 0;
     // Engines that a reload has replaced, while what they have in flight ends.
     let (abort, aborted) = watch::channel(false);
     let mut retired = JoinSet::new();
@@ -55,8 +56,10 @@ pub async fn run(
                         beating.shutdown().await;
                         retired.spawn(retire(old, settings.grace, aborted.clone()));
                         settings = new_settings;
+                        control = super::control(control.store, control.clock, &settings);
                     }
-                    systemd::ready(&describe(&control).await);
+                    report.renew(&control).await;
+                    systemd::ready(&report.text());
                 }
             },
             _ = heartbeat.tick(), if beating.is_empty() => {
@@ -65,9 +68,8 @@ pub async fn run(
                     // Workers of a replaced engine wake its own pumps.
                     engine.wake();
                 }
-                beats += 1;
-                if beats % STATUS_EVERY == 0 {
-                    systemd::status(&describe(&control).await);
+                if report.renew(&control).await {
+                    systemd::status(&report.text());
                 }
             }
             Some(_) = beating.join_next() => {}
@@ -119,10 +121,7 @@ async fn start(control: &Control, settings: &Settings, before: Option<&Engine>) 
     for warning in &settings.warnings {
         tracing::warn!("{warning}");
     }
-    let control = Control {
-        subscriptions: settings.hooks.iter().map(|hook| hook.subscription.clone()).collect(),
-        ..control.clone()
-    };
+    let control = super::control(control.store.clone(), control.clock.clone(), settings);
     let engine = Engine::start(&control, settings, None, before).await?;
     if let Err(error) = adopt_hooks(&control, settings).await {
         tracing::warn!("the deliveries of hooks that are new or gone stay as they are for now: {error}");
@@ -175,31 +174,55 @@ async fn beat(control: Control, owner: String) {
     }
 }
 
-/// A watch of an account that the configuration does not name is kept, and said.
-async fn warn_of_unnamed(control: &Control, settings: &Settings) -> Result<(), StoreError> {
-    for name in control.store.waiting_accounts().await? {
-        if !settings.accounts.iter().any(|account| account.name == name) {
-            tracing::warn!(
-                account = name,
-                "watches wait for an account that the configuration does not name; add `[accounts.{name}]`, or cancel them"
-            );
-        }
-    }
-    Ok(())
+/// How the service stands, in plain words.
+#[derive(Default)]
+struct Report {
+    /// How many assets are watched, and how often that has not been counted.
+    watching: String,
+    beats: u32,
+    /// How the accounts stand that are not as they should be.
+    standings: String,
+    /// The accounts that were warned of: nothing polls for them.
+    unnamed: BTreeSet<String>,
 }
 
-/// How the service stands, in plain words.
-async fn describe(control: &Control) -> String {
-    let waiting = control.store.waiting().await;
-    let closed = control.store.accounts().await.unwrap_or_default().into_iter().filter(|row| row.closure.is_some());
-    let mut status = match waiting {
-        Ok(1) => "watching 1 asset".to_owned(),
-        Ok(count) => format!("watching {count} assets"),
-        Err(error) => error.to_string(),
-    };
-    for row in closed {
-        let why = row.closure.unwrap_or_default();
-        status += &format!("; account {} is not polled: {why}", row.name);
+impl Report {
+    fn text(&self) -> String {
+        format!("{}{}", self.watching, self.standings)
     }
-    status
+
+    /// Looks anew, and says whether there is something new to tell.
+    async fn renew(&mut self, control: &Control) -> bool {
+        let before = self.text();
+        if self.beats.is_multiple_of(COUNT_EVERY) {
+            self.watching = match control.store.waiting().await {
+                Ok(1) => "watching 1 asset".to_owned(),
+                Ok(count) => format!("watching {count} assets"),
+                Err(error) => error.to_string(),
+            };
+        }
+        self.beats = self.beats.wrapping_add(1);
+        // What cannot be read now stays as it was.
+        if let (Ok(rows), Ok(unnamed)) = (control.store.accounts().await, control.unnamed_accounts().await) {
+            let now = control.clock.now();
+            let standing = |row: &AccountRow| Some(format!("; account {}: {}", row.name, account_standing(row, now)?));
+            self.standings = rows.iter().filter_map(standing).collect();
+            self.warn_of(unnamed.into_iter().collect());
+        }
+        self.text() != before
+    }
+
+    /// A watch of an account that the configuration does not name is kept, and said once.
+    fn warn_of(&mut self, unnamed: BTreeSet<String>) {
+        for name in &unnamed {
+            self.standings += &format!("; account {name} is not configured, its watches are not polled");
+            if !self.unnamed.contains(name) {
+                tracing::warn!(
+                    account = name,
+                    "watches wait for an account that the configuration does not name; add `[accounts.{name}]`, or cancel them"
+                );
+            }
+        }
+        self.unnamed = unnamed;
+    }
 }

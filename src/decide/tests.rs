@@ -19,7 +19,7 @@ fn watch() -> Watch {
         patience: None,
         polls: 0,
         streaks: Streaks::default(),
-        missing_at: None,
+        missing: None,
         asset: Asset::default(),
         reason: None,
         last_error: None,
@@ -43,7 +43,7 @@ fn followed_for(age: Duration) -> Watch {
 }
 
 fn moment() -> Moment {
-    Moment { now: NOW, roll: 0.5, lost: Duration::ZERO, others_answered: false }
+    Moment { now: NOW, roll: 0.5, lost_ms: 0, others_answered: false, broken: false }
 }
 
 fn answered(status: &str) -> Observation {
@@ -61,7 +61,7 @@ fn decide(watch: &Watch, observation: Observation) -> Decision {
 /// What is written: state, streaks, and how long until the next poll.
 fn written(before: &Watch, observation: Observation, moment: &Moment) -> (Watch, Option<Duration>) {
     let decision = after_poll(before, observation, &Rules::default(), moment);
-    let (after, _) = apply(before, decision, moment.lost, moment.now);
+    let (after, _) = apply(before, decision, moment.lost_ms, moment.now);
     let wait = after.due_at.map(|due| due.since(moment.now));
     (after, wait)
 }
@@ -135,13 +135,16 @@ fn three_rejections_in_a_row_abandon() {
 #[test]
 fn the_account_is_to_blame_and_the_watch_untouched() {
     let before = Watch { streaks: Streaks { waiting: 3, failures: 2, rejections: 2 }, ..watch() };
+    let before = Watch { due_at: Some(Timestamp::from_millis(0)), ..before };
     for observation in [
+        Observation::Untrusted { error: error() },
         Observation::Unauthorized { error: error() },
         Observation::Unpaid { error: error() },
         Observation::Forbidden { error: error() },
     ] {
         let (after, _) = written(&before, observation, &moment());
-        assert_eq!((after.state, after.due_at, after.streaks), (State::Waiting, before.due_at, before.streaks));
+        // Behind those that have waited longer, so that the next probe is of another one.
+        assert_eq!((after.state, after.due_at, after.streaks), (State::Waiting, Some(NOW), before.streaks));
     }
 }
 
@@ -153,27 +156,43 @@ fn a_403_counts_against_the_asset_while_others_are_answered() {
 }
 
 #[test]
-fn a_throttle_waits_for_as_long_as_it_says_and_costs_nothing() {
+fn a_throttle_is_the_accounts_to_wait_for_and_costs_the_watch_nothing() {
     let before = Watch { streaks: Streaks { waiting: 2, failures: 1, rejections: 1 }, ..watch() };
-    for (wait, expected) in [(None, 3 * SECOND), (Some(SECOND), 3 * SECOND), (Some(90 * SECOND), 90 * SECOND)] {
+    for wait in [None, Some(SECOND), Some(9_999 * HOUR)] {
         let (after, due) = written(&before, Observation::Throttled { wait, error: error() }, &moment());
-        assert_eq!((due, after.streaks), (Some(expected), before.streaks));
+        assert_eq!((due, after.streaks), (Some(3 * SECOND), before.streaks));
     }
-    let for_ever = Observation::Throttled { wait: Some(9_999 * HOUR), error: error() };
-    assert_eq!(written(&before, for_ever, &moment()).1, Some(HOUR));
+}
+
+#[test]
+fn while_the_breaker_is_open_a_failure_is_the_accounts() {
+    let before = Watch { streaks: Streaks { waiting: 2, failures: 1, rejections: 1 }, ..followed_for(99 * HOUR) };
+    let broken = Moment { broken: true, lost_ms: 99 * 3_600_000, ..moment() };
+    let (after, due) = written(&before, Observation::Unavailable { error: error() }, &broken);
+    assert_eq!((after.state, after.streaks, due), (State::Waiting, before.streaks, Some(Duration::ZERO)));
+    assert_eq!(after.last_error.as_deref(), Some("so it was"));
 }
 
 #[test]
 fn a_404_has_a_grace_from_the_first_one() {
     let missing = || Observation::Missing { error: error() };
     let (after, _) = written(&watch(), missing(), &moment());
-    assert_eq!((after.state, after.missing_at), (State::Waiting, Some(NOW)));
-    let since = |age: u64| Some(Timestamp::from_millis(NOW.as_millis() - 1_000 * age as i64));
-    let late = Watch { missing_at: since(299), streaks: Streaks { waiting: 20, ..Streaks::default() }, ..watch() };
+    assert_eq!((after.state, after.missing), (State::Waiting, Some(Since { at: NOW, base: 0 })));
+    let since = |age: i64| Some(Since { at: Timestamp::from_millis(NOW.as_millis() - 1_000 * age), base: 0 });
+    let late = Watch { missing: since(299), streaks: Streaks { waiting: 20, ..Streaks::default() }, ..watch() };
     assert_eq!(written(&late, missing(), &moment()).1, Some(SECOND), "one last poll at the end of the grace");
-    let over = Watch { missing_at: since(300), ..watch() };
+    let over = Watch { missing: since(300), ..watch() };
     assert_eq!(written(&over, missing(), &moment()).0.reason, Some(Reason::Missing));
-    assert_eq!(written(&over, answered("pending"), &moment()).0.missing_at, None);
+    assert_eq!(written(&over, answered("pending"), &moment()).0.missing, None);
+    // The clock was set forward by a day, or back, and it is still only a second ago.
+    for jump in [86_400_000, -86_400_000] {
+        let now = Timestamp::from_millis(NOW.as_millis() + jump);
+        let moment = Moment { now, lost_ms: jump, ..moment() };
+        let (after, _) = written(&Watch { missing: since(1), ..watch() }, missing(), &moment);
+        assert_eq!((after.state, after.missing), (State::Waiting, since(1)), "{jump}");
+    }
+    let ahead = Watch { missing: since(-500), ..watch() };
+    assert_eq!(written(&ahead, missing(), &moment()).0.missing, since(0), "set back while nobody looked");
 }
 
 #[test]
@@ -205,19 +224,19 @@ fn a_watch_may_have_its_own_patience() {
 #[test]
 fn time_that_was_not_the_assets_does_not_count() {
     let before = Watch { lost_base: Some(1_000), ..followed_for(24 * HOUR) };
-    let lost = |lost| Moment { lost, ..moment() };
-    let (after, wait) = written(&before, answered("pending"), &lost(11 * SECOND));
+    let lost = |lost_ms| Moment { lost_ms, ..moment() };
+    let (after, wait) = written(&before, answered("pending"), &lost(11_000));
     assert_eq!((after.state, wait), (State::Waiting, Some(2 * SECOND)));
-    assert_eq!(written(&before, answered("pending"), &lost(SECOND)).0.reason, Some(Reason::Patience));
+    assert_eq!(written(&before, answered("pending"), &lost(1_000)).0.reason, Some(Reason::Patience));
 }
 
 #[test]
 fn processing_is_told_once_a_watch() {
     let first = decide(&watch(), answered("processing"));
-    let (after, facts) = apply(&watch(), first, Duration::ZERO, NOW);
+    let (after, facts) = apply(&watch(), first, 0, NOW);
     assert_eq!(facts, [Fact::Processing]);
     let second = decide(&after, answered("processing"));
-    assert_eq!(apply(&after, second, Duration::ZERO, NOW).1, []);
+    assert_eq!(apply(&after, second, 0, NOW).1, []);
 }
 
 #[test]
@@ -227,6 +246,7 @@ fn every_observation_has_its_sign_for_the_account() {
         (answered("pending"), Sign::Healthy),
         (Observation::Unusable { error: error() }, Sign::Neutral),
         (Observation::Unavailable { error: error() }, Sign::Strained),
+        (Observation::Untrusted { error: error() }, Sign::Untrusted),
         (Observation::Throttled { wait, error: error() }, Sign::Throttled(wait)),
         (Observation::Unauthorized { error: error() }, Sign::Unauthorized),
         (Observation::Forbidden { error: error() }, Sign::Unauthorized),

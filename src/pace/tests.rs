@@ -1,8 +1,10 @@
 //! The rules of pace, on a clock that the tests set.
 
+use super::learned::SLOWEST;
 use super::*;
 
 mod limits;
+mod quotas;
 
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
@@ -13,12 +15,21 @@ fn at(seconds: f64) -> Tick {
 }
 
 fn pace(rate: f64, max_in_flight: u32) -> Pace {
-    Pace::new(Limits { rate, max_in_flight }, Duration::ZERO)
+    Pace::new(Limits { rate, max_in_flight })
 }
 
 /// An account that is polled as fast as any test wants.
 fn swift() -> Pace {
     pace(1_000.0, 1_000)
+}
+
+/// The rate that was found out; no test of it has a quota.
+fn in_force(pace: &Pace) -> f64 {
+    pace.rate(Tick::ZERO)
+}
+
+fn next_probe(pace: &Pace) -> Option<Tick> {
+    pace.standing(Tick::ZERO).closed.map(|(_, _, probe)| probe)
 }
 
 /// One poll of `watch` that begins and ends at `now`.
@@ -142,15 +153,13 @@ fn a_throttle_closes_the_account_for_as_long_as_it_says() {
         (Some(Duration::MAX), HOUR),
     ] {
         let mut pace = swift();
-        assert_eq!(poll(&mut pace, 1, Sign::Throttled(wait), at(1.0)), None, "a throttle is no closure");
-        let expected = if closed.is_zero() { None } else { Some(at(1.0) + closed) };
-        let until = match pace.room(at(1.0)) {
-            Room::Closed(until) => Some(until),
-            Room::Open(_) | Room::Probe { .. } => None,
-        };
-        assert_eq!(until, expected, "{wait:?}");
-        assert!(matches!(pace.room(at(1.0) + closed), Room::Open(_)), "{wait:?}");
-        assert_eq!((pace.closure(), pace.lost(at(9_999.0))), (None, Duration::ZERO));
+        assert_eq!(poll(&mut pace, 1, Sign::Throttled(wait), at(1.0)), Some(Turn::Slowed), "a throttle is no closure");
+        // At least until the next token, at a rate of 700 a second.
+        let expected = at(1.0) + closed.max(Duration::from_micros(1_429));
+        let Room::Closed(until) = pace.room(at(1.0)) else { panic!("{wait:?}: it is open") };
+        assert!(until.abs_diff(expected) < Duration::from_micros(1), "{wait:?}: {until:?}");
+        assert_eq!(pace.room(expected), Room::Open(1), "{wait:?}");
+        assert_eq!((pace.closure(), pace.lost_ms(at(9_999.0))), (None, 0));
     }
 }
 
@@ -169,10 +178,10 @@ fn the_rate_is_cut_once_for_each_burst() {
     pace.took(&[1, 2, 3, 4], at(0.0));
     for (watch, now) in [(1, 0.1), (2, 0.1), (3, 1.0)] {
         pace.ended(watch, Sign::Throttled(None), false, at(now));
-        assert!((pace.rate() - 7.0).abs() < 1e-9, "at {now}: {}", pace.rate());
+        assert!((in_force(&pace) - 7.0).abs() < 1e-9, "at {now}: {}", in_force(&pace));
     }
     pace.ended(4, Sign::Throttled(None), false, at(1.1));
-    assert!((pace.rate() - 4.9).abs() < 1e-9);
+    assert!((in_force(&pace) - 4.9).abs() < 1e-9);
 }
 
 #[test]
@@ -182,7 +191,7 @@ fn the_rate_is_cut_no_lower_than_the_slowest() {
         for n in 0..100 {
             poll(&mut pace, 1, Sign::Throttled(None), n * 30 * SECOND);
         }
-        pace.rate()
+        in_force(&pace)
     };
     assert_eq!(cut(10.0), SLOWEST);
     assert_eq!(cut(0.01), 0.01, "a configured rate below that is not raised");
@@ -192,17 +201,16 @@ fn the_rate_is_cut_no_lower_than_the_slowest() {
 fn the_rate_grows_back_slowly_with_use_and_never_above_the_configured_one() {
     let mut pace = pace(10.0, 100);
     poll(&mut pace, 1, Sign::Throttled(None), at(0.0));
-    // Hours without a request teach nothing.
+    // Hours without a request teach nothing, nor does a request a second where seven are allowed.
     poll(&mut pace, 1, Sign::Healthy, at(7_200.0));
-    assert!((pace.rate() - (7.0 + 10.0 / 300.0)).abs() < 1e-9, "{}", pace.rate());
-    for second in 1..=88 {
+    for second in 1..=1_000 {
         poll(&mut pace, 1, Sign::Healthy, at(7_200.0 + f64::from(second)));
     }
-    assert!((9.9..10.0).contains(&pace.rate()), "from 7 to 10 takes 90 s of use: {}", pace.rate());
-    for second in 89..=300 {
-        poll(&mut pace, 1, Sign::Healthy, at(7_200.0 + f64::from(second)));
-    }
-    assert_eq!(pace.rate(), 10.0);
+    assert!((in_force(&pace) - 7.0).abs() < 1e-9, "{}", in_force(&pace));
+    requests(&mut pace, Sign::Healthy, at(9_000.0), at(9_088.0));
+    assert!((9.8..10.0).contains(&in_force(&pace)), "from 7 to 10 takes 90 s of use: {}", in_force(&pace));
+    requests(&mut pace, Sign::Healthy, at(9_088.0), at(9_100.0));
+    assert_eq!(in_force(&pace), 10.0);
 }
 
 #[test]
@@ -213,9 +221,58 @@ fn growth_depends_on_time_and_not_on_the_number_of_answers() {
         for n in 1..=answers {
             poll(&mut pace, 1, Sign::Healthy, SECOND * n / answers);
         }
-        pace.rate()
+        in_force(&pace)
     };
-    assert!((grown(100) - grown(1)).abs() < 1e-6);
+    assert!((grown(100) - grown(10)).abs() < 1e-6);
+    assert!(grown(10) > 7.0);
+}
+
+#[test]
+fn a_learned_rate_has_no_bursts() {
+    let mut pace = pace(10.0, 100);
+    poll(&mut pace, 1, Sign::Throttled(None), at(0.0));
+    let ticks = requests(&mut pace, Sign::Neutral, at(100.0), at(101.0));
+    assert_eq!(ticks.len(), 7, "what was saved in 100 s would have been a burst: {ticks:?}");
+}
+
+#[test]
+fn what_was_learned_is_gone_on_with() {
+    let limits = Limits { rate: 10.0, max_in_flight: 9 };
+    for (before, expected) in
+        [(None, 10.0), (Some(3.5), 3.5), (Some(99.0), 10.0), (Some(f64::NAN), 10.0), (Some(-1.0), SLOWEST)]
+    {
+        let pace = Pace::resumed(limits, before, at(60.0), 0);
+        assert_eq!(in_force(&pace), expected, "{before:?}");
+        assert_eq!(pace.room(at(1.0)), Room::Closed(at(60.0)), "the API asked to be left alone");
+    }
+    let mut pace = pace(100.0, 9);
+    poll(&mut pace, 1, Sign::Throttled(None), at(0.0));
+    assert_eq!(pace.standing(at(0.0)).rate, Some(70.0));
+    assert_eq!(pace.standing(at(0.5)).held_until, Some(at(1.0)));
+    strain(&mut pace, at(10.0));
+    poll(&mut pace, 3, Sign::Healthy, at(12.0));
+    assert_eq!(
+        (in_force(&pace), pace.standing(at(12.0)).rate),
+        (7.0, Some(70.0)),
+        "a slow start is nothing that was learned"
+    );
+}
+
+#[test]
+fn a_throttle_is_a_turn_when_it_ends_the_configured_rate() {
+    let mut pace = pace(10.0, 100);
+    assert_eq!(poll(&mut pace, 1, Sign::Throttled(None), at(0.0)), Some(Turn::Slowed));
+    assert_eq!(poll(&mut pace, 1, Sign::Throttled(None), at(9.0)), None);
+}
+
+#[test]
+fn a_certificate_that_is_not_valid_pauses_at_once() {
+    let mut pace = closed(Sign::Untrusted, at(0.0));
+    assert_eq!((pace.closure(), next_probe(&pace)), (Some(Closure::Untrusted), Some(MINUTE)));
+    assert_eq!(poll(&mut pace, 2, Sign::Strained, MINUTE), None);
+    assert_eq!(next_probe(&pace), Some(3 * MINUTE));
+    let opened = Some(Turn::Opened { after: Closure::Untrusted, lost: 3 * MINUTE });
+    assert_eq!(poll(&mut pace, 3, Sign::Healthy, 3 * MINUTE), opened);
 }
 
 #[test]
@@ -319,14 +376,14 @@ fn what_was_in_flight_when_the_account_closed_moves_no_probe() {
         pace.took(&[7, 8, 9], at(0.0));
         assert_eq!(poll(&mut pace, 1, Sign::Unauthorized, at(0.0)), Some(Turn::Closed(Closure::Unauthorized)));
         pace.ended(7, old, false, at(1.0));
-        assert_eq!(pace.next_probe(), Some(MINUTE), "{old:?} before the probe");
+        assert_eq!(next_probe(&pace), Some(MINUTE), "{old:?} before the probe");
         pace.took(&[2], MINUTE);
         pace.ended(8, old, false, MINUTE);
         assert_eq!(pace.room(HOUR), Room::Open(0), "{old:?}: the probe is still under way");
         pace.dropped(9);
         assert_eq!(pace.room(HOUR), Room::Open(0), "an old request that is dropped is not the probe either");
         pace.ended(2, Sign::Unauthorized, false, MINUTE + SECOND);
-        assert_eq!(pace.next_probe(), Some(3 * MINUTE + SECOND), "{old:?}: the probe's own end counts");
+        assert_eq!(next_probe(&pace), Some(3 * MINUTE + SECOND), "{old:?}: the probe's own end counts");
     }
 }
 
@@ -347,19 +404,23 @@ fn after_a_broken_spell_the_account_starts_slowly() {
     let mut pace = pace(100.0, 1_000);
     strain(&mut pace, at(0.0));
     poll(&mut pace, 3, Sign::Healthy, at(2.0));
-    assert_eq!((pace.rate(), pace.room(at(2.0))), (10.0, Room::Open(1)), "a tenth of the rate and no burst");
+    assert_eq!(
+        (in_force(&pace), pace.room(at(2.0))),
+        (10.0, Room::Closed(at(2.1))),
+        "a tenth of the rate and no burst"
+    );
     let ticks = requests(&mut pace, Sign::Healthy, at(2.0), at(12.0));
     let in_second = |n: u64| ticks.iter().filter(|tick| (**tick - at(2.0)).as_secs() == n).count();
     assert!((10..30).contains(&in_second(0)), "in the first second: {}", in_second(0));
     assert!(in_second(1) <= 60, "in the second: {}", in_second(1));
-    assert_eq!((pace.rate(), in_second(8)), (100.0, 100), "and is soon where it was");
+    assert_eq!((in_force(&pace), in_second(8)), (100.0, 100), "and is soon where it was");
 }
 
 #[test]
 fn a_paused_account_starts_where_it_was() {
     let mut pace = closed(Sign::Unauthorized, at(0.0));
     poll(&mut pace, 2, Sign::Healthy, MINUTE);
-    assert_eq!(pace.rate(), 1_000.0);
+    assert_eq!(in_force(&pace), 1_000.0);
 }
 
 #[test]
@@ -371,7 +432,7 @@ fn a_slow_start_ends_at_the_rate_that_was_learned() {
     for _ in 0..500 {
         poll(&mut pace, 3, Sign::Healthy, at(12.0));
     }
-    assert!((70.0..71.0).contains(&pace.rate()), "{}", pace.rate());
+    assert!((70.0..71.0).contains(&in_force(&pace)), "{}", in_force(&pace));
 }
 
 #[test]
@@ -391,17 +452,30 @@ fn a_403_is_the_assets_while_another_is_answered_and_the_keys_otherwise() {
 
 #[test]
 fn the_time_for_which_an_account_was_closed_adds_up() {
-    let mut pace = Pace::new(Limits { rate: 1_000.0, max_in_flight: 9 }, HOUR);
-    assert_eq!(pace.lost(at(500.0)), HOUR, "what was lost before counts, and an open account loses nothing");
+    let hour = HOUR.as_millis() as i64;
+    let mut pace = Pace::resumed(Limits { rate: 1_000.0, max_in_flight: 9 }, None, Tick::ZERO, hour);
+    assert_eq!(pace.lost_ms(at(500.0)), hour, "what was lost before counts, and an open account loses nothing");
     poll(&mut pace, 1, Sign::Unauthorized, at(1_000.0));
-    assert_eq!(pace.lost(at(1_030.0)), HOUR + 30 * SECOND, "while it lasts");
+    assert_eq!(pace.lost_ms(at(1_030.0)), hour + 30_000, "while it lasts");
+    assert_eq!(pace.standing(at(1_030.0)).lost_ms, hour, "which is told apart");
     poll(&mut pace, 2, Sign::Unpaid, at(1_060.0));
     let turn = poll(&mut pace, 3, Sign::Healthy, at(1_120.0));
     assert_eq!(turn, Some(Turn::Opened { after: Closure::Unpaid, lost: 2 * MINUTE }), "one closed time, two reasons");
-    assert_eq!(pace.lost(at(9_999.0)), HOUR + 2 * MINUTE);
+    assert_eq!(pace.lost_ms(at(9_999.0)), hour + 120_000);
     strain(&mut pace, at(10_000.0));
     poll(&mut pace, 3, Sign::Healthy, at(10_002.0));
-    assert_eq!(pace.lost(at(20_000.0)), HOUR + 2 * MINUTE + 2 * SECOND);
+    assert_eq!(pace.lost_ms(at(20_000.0)), hour + 122_000);
+}
+
+#[test]
+fn a_jump_of_the_wall_clock_is_lost_time_in_both_directions() {
+    let mut pace = swift();
+    let wall = Timestamp::from_millis;
+    assert!(!pace.keep_time(wall(5_000), at(0.0)));
+    assert!(pace.keep_time(wall(5_000 + 86_400_000), at(10.0)));
+    assert_eq!(pace.lost_ms(at(10.0)), 86_390_000);
+    assert!(pace.keep_time(wall(25_000), at(20.0)));
+    assert_eq!(pace.lost_ms(at(20.0)), 0, "it was set back to what it would have been");
 }
 
 #[test]
@@ -420,7 +494,7 @@ fn changed_limits_keep_what_was_learned_as_far_as_it_fits() {
         (cut(10.0), 3.0, 3.0),
     ] {
         before.set_limits(limits(rate));
-        assert!((before.rate() - expected).abs() < 1e-9, "{} instead of {expected}", before.rate());
+        assert!((in_force(&before) - expected).abs() < 1e-9, "{} instead of {expected}", in_force(&before));
         before.took(&[1; 5], HOUR);
         assert_eq!(before.room(2 * HOUR), Room::Open(0), "the new number in flight holds");
     }

@@ -7,11 +7,11 @@ use rusqlite::{Result, Row};
 
 use crate::clock::Timestamp;
 use crate::delivery::{Delivery, DeliveryState};
-use crate::watch::{Asset, Reason, State, Streaks, Watch};
+use crate::watch::{Asset, Reason, Since, State, Streaks, Watch};
 
 /// The columns that [`watch`] reads, in its order.
 pub(super) const WATCH: &str = "id, asset_id, account, state, due_at, generation, lease_owner, lease_until, patience, \
-     polls, waiting_streak, failures, rejections, missing_at, status, type, url, width, height, duration, frames, \
+     polls, waiting_streak, failures, rejections, missing_at, missing_base, status, type, url, width, height, duration, frames, \
      reason, last_error, batch, metadata, callback_url, created_at, first_polled_at, last_polled_at, processing_at, \
      waiting_at, settled_at, lost_base";
 
@@ -33,7 +33,7 @@ pub(super) fn watch(row: &Row<'_>) -> Result<Watch> {
         patience: column.next::<Option<i64>>()?.and_then(|ms| u64::try_from(ms).ok()).map(Duration::from_millis),
         polls: column.next()?,
         streaks: Streaks { waiting: column.count()?, failures: column.count()?, rejections: column.count()? },
-        missing_at: column.instant()?,
+        missing: since(column.instant()?, column.next()?),
         asset: Asset {
             status: column.maybe_text()?,
             kind: column.maybe_text()?,
@@ -73,6 +73,11 @@ pub(super) fn delivery(row: &Row<'_>) -> Result<Delivery> {
         created_at: Timestamp::from_millis(column.next()?),
         finished_at: column.instant()?,
     })
+}
+
+/// Without a base it was written by another program, or by a version that had none.
+fn since(at: Option<Timestamp>, base: Option<i64>) -> Option<Since> {
+    Some(Since { at: at?, base: base.unwrap_or(0) })
 }
 
 /// Reads columns one after the other.

@@ -70,23 +70,6 @@ pub struct Filter {
     pub limit: Option<u32>,
 }
 
-/// One row of `accounts`: what is known of an account beyond its configuration.
-#[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
-pub struct AccountRow {
-    /// The account.
-    pub name: String,
-    /// Why it is not polled; the word of [`crate::pace::Closure`].
-    pub closure: Option<String>,
-    /// Since when.
-    pub closed_at: Option<Timestamp>,
-    /// When it is tried again.
-    pub next_probe_at: Option<Timestamp>,
-    /// What the API said.
-    pub last_error: Option<String>,
-    /// The time, in milliseconds, for which it was closed, all told.
-    pub lost_ms: i64,
-}
-
 impl Store {
     /// Adds watches, in one transaction. What is being watched already, or has ended unless `again`, is reported.
     pub async fn add(&self, watches: Vec<NewWatch>, again: bool, now: Timestamp) -> Result<Vec<Added>, StoreError> {
@@ -166,51 +149,6 @@ impl Store {
         })
         .await
     }
-
-    /// What is known of the accounts beyond their configuration.
-    pub async fn accounts(&self) -> Result<Vec<AccountRow>, StoreError> {
-        self.look(|connection| {
-            let mut statement = connection.prepare_cached(
-                "SELECT name, closure, closed_at, next_probe_at, last_error, lost_ms FROM accounts ORDER BY name",
-            )?;
-            let rows = statement.query_map([], |row| {
-                let mut column = Columns { row, at: 0 };
-                Ok(AccountRow {
-                    name: column.text()?,
-                    closure: column.maybe_text()?,
-                    closed_at: column.instant()?,
-                    next_probe_at: column.instant()?,
-                    last_error: column.maybe_text()?,
-                    lost_ms: column.next()?,
-                })
-            })?;
-            Ok(rows.collect::<Result<_, _>>()?)
-        })
-        .await
-    }
-
-    /// Notes how an account stands. The lost time never shrinks.
-    pub async fn note_account(&self, account: AccountRow) -> Result<(), StoreError> {
-        self.write(move |connection| {
-            connection
-                .prepare_cached(
-                    "INSERT INTO accounts (name, closure, closed_at, next_probe_at, last_error, lost_ms)
-                     VALUES (?1, ?2, ?3, ?4, ?5, ?6)
-                     ON CONFLICT (name) DO UPDATE SET closure = ?2, closed_at = ?3, next_probe_at = ?4,
-                         last_error = ?5, lost_ms = max(lost_ms, ?6)",
-                )?
-                .execute(params![
-                    account.name,
-                    account.closure,
-                    account.closed_at.map(Timestamp::as_millis),
-                    account.next_probe_at.map(Timestamp::as_millis),
-                    account.last_error,
-                    account.lost_ms,
-                ])?;
-            Ok(())
-        })
-        .await
-    }
 }
 
 fn add_one(connection: &Connection, new: &NewWatch, again: bool, now: Timestamp) -> Result<Added, StoreError> {
@@ -242,8 +180,8 @@ fn changed_column(known: &Watch, new: &NewWatch) -> Option<&'static str> {
 
 fn insert(connection: &Connection, new: &NewWatch, now: Timestamp) -> Result<Added, StoreError> {
     let sql = format!(
-        "INSERT INTO watches (asset_id, account, patience, metadata, batch, callback_url, created_at)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) RETURNING {WATCH}"
+        "INSERT INTO watches (asset_id, account, patience, metadata, batch, callback_url, created_at, due_at)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?7) RETURNING {WATCH}"
     );
     let inserted = connection.prepare_cached(&sql)?.query_row(
         params![
@@ -296,7 +234,7 @@ fn update(connection: &Connection, after: &Watch, events: &[Event]) -> Result<()
                  waiting_streak = ?6, failures = ?7, rejections = ?8, missing_at = ?9, status = ?10, type = ?11,
                  url = ?12, width = ?13, height = ?14, duration = ?15, frames = ?16, reason = ?17, last_error = ?18,
                  first_polled_at = ?19, last_polled_at = ?20, processing_at = ?21, waiting_at = ?22, settled_at = ?23,
-                 lost_base = ?24
+                 lost_base = ?24, missing_base = ?25
              WHERE id = ?1 AND generation = ?2 AND state = 'waiting'",
         )?
         .execute(params![
@@ -308,7 +246,7 @@ fn update(connection: &Connection, after: &Watch, events: &[Event]) -> Result<()
             after.streaks.waiting,
             after.streaks.failures,
             after.streaks.rejections,
-            after.missing_at.map(Timestamp::as_millis),
+            after.missing.map(|first| first.at.as_millis()),
             asset.status,
             asset.kind,
             asset.url,
@@ -324,6 +262,7 @@ fn update(connection: &Connection, after: &Watch, events: &[Event]) -> Result<()
             after.waiting_at.map(Timestamp::as_millis),
             after.settled_at.map(Timestamp::as_millis),
             after.lost_base,
+            after.missing.map(|first| first.base),
         ])?;
     if changed == 0 {
         return Err(StoreError::LeaseLost);

@@ -172,7 +172,9 @@ async fn list_show_cancel_and_events() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn check_tells_what_to_change() {
-    let api = Server::start(|_| Reply::status(404)).await;
+    let missing =
+        || Reply::Http { status: 404, headers: String::new(), body: br#"{"err":{"code":"NOT_FOUND"}}"#.into() };
+    let api = Server::start(move |_| missing()).await;
     let hooks = "[[hooks]]\nname = \"gone\"\ncommand = [\"/nowhere/publish\"]\n";
     let place = Place::new(&api, hooks);
     let checked = run(&place, &["check"]).await;
@@ -192,6 +194,53 @@ async fn check_tells_what_to_change() {
     let checked = run(&nobody, &["check", "--json"]).await;
     assert_eq!(checked.code, 1);
     assert!(checked.json().iter().any(|line| line["finding"] == "bad" && line["what"] == "account default"));
+}
+
+/// What `check` says of the account, and its exit code.
+async fn checked(url: &str) -> (String, i32) {
+    let checked = run(&Place::at(url, ""), &["check", "--json"]).await;
+    let line = checked.json().into_iter().find(|line| line["what"] == "account default").unwrap();
+    (format!("{} {}", line["finding"].as_str().unwrap(), line["says"].as_str().unwrap()), checked.code)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn check_tells_a_wrong_key_an_unreachable_host_and_a_wrong_host_apart() {
+    let page = |status: u16| {
+        let body = b"<html><h1>It works</h1></html>".to_vec();
+        move |_: &crate::rig::Request| Reply::Http {
+            status,
+            headers: "content-type: text/html\r\n".into(),
+            body: body.clone(),
+        }
+    };
+    let refused = |status| Server::start(move |_| Reply::status(status));
+    for status in [401, 403] {
+        let (says, code) = checked(&refused(status).await.url()).await;
+        assert!(says.starts_with("unauthorized ") && says.contains("put a valid one where it comes from ("), "{says}");
+        assert!(says.contains("/key)"), "it says where: {says}");
+        assert_eq!(code, 5);
+    }
+    let (says, code) = checked("http://127.0.0.1:9").await;
+    assert!(says.contains("cannot be reached") && says.contains("look at the host and port in `api.url`"), "{says}");
+    assert_eq!(code, 1);
+    let (says, code) = checked("http://no-such-host.invalid").await;
+    assert!(says.contains("cannot be reached") && says.contains("DNS"), "{says}");
+    assert_eq!(code, 1);
+    for status in [200, 404, 500] {
+        let (says, code) = checked(&Server::start(page(status)).await.url()).await;
+        assert!(says.contains("it is not the API") && says.contains("put the API's address into `api.url`"), "{says}");
+        assert_eq!(code, 1, "{status}");
+    }
+    let (says, code) = checked(&Server::start(|_| Reply::json(r#"{"hello":"world"}"#)).await.url()).await;
+    assert!(says.contains("not as the API does") && code == 1, "{says}");
+    let moved = || Reply::status(301).with_header("location", "https://elsewhere.example/");
+    let (says, code) = checked(&Server::start(move |_| moved()).await.url()).await;
+    assert!(says.contains("https://elsewhere.example/") && says.contains("redirects are not followed"), "{says}");
+    assert_eq!(code, 1);
+    let (says, code) = checked(&Server::start(|_| Reply::Hang).await.url()).await;
+    assert!(says.contains("can be connected to, but does not answer") && code == 1, "{says}");
+    let (says, code) = checked(&refused(404).await.url()).await;
+    assert!(says.starts_with("note ") && says.contains("cannot be told") && code == 0, "{says}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

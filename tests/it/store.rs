@@ -13,9 +13,9 @@ use std::time::Duration;
 
 use assetwatch::clock::Timestamp;
 use assetwatch::delivery::{Delivery, Parcel};
-use assetwatch::event::{Addressee, Event};
+use assetwatch::event::{Addressee, Event, Notice, Subscription, Telling, Topic};
 use assetwatch::store::{Added, Claimed, Filter, Lane, NewWatch, Store, Terms};
-use assetwatch::watch::{Asset, State, Watch};
+use assetwatch::watch::{Asset, Since, State, Watch};
 use rusqlite::types::FromSql;
 use rusqlite::{Connection, OptionalExtension};
 
@@ -144,6 +144,12 @@ fn event(watch: &Watch, event_type: &str, hooks: &[&str]) -> Event {
 
 fn addressee(hook: &str) -> Addressee {
     Addressee { hook: hook.into(), body: None }
+}
+
+/// A hook that names one event type.
+fn subscription(hook: &str, event_type: &str) -> Subscription {
+    let on = vec![Topic::parse(event_type)];
+    Subscription { hook: hook.into(), on, accounts: Vec::new(), batches: Vec::new() }
 }
 
 fn asset_ids(watches: &[Watch]) -> Vec<&str> {

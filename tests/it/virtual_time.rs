@@ -13,14 +13,14 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use assetwatch::clock::{Clock, Dice, Timestamp};
-use assetwatch::decide::{self, Moment, Observation, Rules};
+use assetwatch::decide::{self, Moment, Observation, Polled, Rules};
 use assetwatch::delivery::{Attempt, Outcome};
 use assetwatch::event::{Event, Subscription, Telling, Topic};
 use assetwatch::pace::{Limits, Pace};
 use assetwatch::poller::{Account, Poller};
 use assetwatch::pump::{self, Gate, Live, Phase, Stop, Wake, Work};
 use assetwatch::relay::{HookLane, Perform, Relay};
-use assetwatch::store::{Added, Claimed, Filter, Lane, NewWatch, Store, StoreError, Terms};
+use assetwatch::store::{AccountRow, Added, Claimed, Filter, Lane, NewWatch, Store, StoreError, Terms};
 use assetwatch::watch::{Asset, Watch};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -69,6 +69,12 @@ impl World {
         connection.execute_batch(sql).unwrap();
     }
 
+    /// The first column of the first row, as another program sees it.
+    fn ask<T: rusqlite::types::FromSql>(&self, sql: &str) -> T {
+        let connection = rusqlite::Connection::open(self.directory.path().join("assetwatch.db")).unwrap();
+        connection.query_row(sql, [], |row| row.get(0)).unwrap()
+    }
+
     /// Lets time pass until so long after the beginning.
     async fn until(&self, instant: Duration) {
         tokio::time::sleep_until(self.began + instant).await;
@@ -93,9 +99,9 @@ impl World {
     async fn settle(&self, asset_id: &str, hooks: &[&str]) -> i64 {
         self.add(&[asset_id]).await;
         let (watch, now) = (self.claim(asset_id, "who settles it", MINUTE).await, self.clock.now());
-        let moment = Moment { now, roll: 0.5, lost: Duration::ZERO, others_answered: false };
+        let moment = Moment { now, roll: 0.5, lost_ms: 0, others_answered: false, broken: false };
         let decision = decide::after_poll(&watch, said("active"), &Rules::default(), &moment);
-        let (after, facts) = decide::apply(&watch, decision, Duration::ZERO, now);
+        let (after, facts) = decide::apply(&watch, decision, 0, now);
         let subscriptions: Vec<_> = hooks.iter().map(|hook| subscription(hook)).collect();
         let telling = Telling { install_id: self.store.install_id(), subscriptions: &subscriptions };
         let events = facts.iter().map(|fact| Event::new(fact, &after, None, now, &telling)).collect();
@@ -193,14 +199,21 @@ struct Api {
     rules: Rules,
     limits: Limits,
     latency: Duration,
-    answer: Arc<dyn Fn(&Asked) -> Observation + Send + Sync>,
+    answer: Arc<dyn Fn(&Asked) -> Polled + Send + Sync>,
     asked: Arc<Mutex<Vec<Asked>>>,
+    answered: Arc<Mutex<Vec<(Duration, Observation)>>>,
+    counts: Arc<Mutex<BTreeMap<String, usize>>>,
     began: Instant,
 }
 
 impl Api {
     /// The API of the account `default`, whose limits no test meets by chance.
     fn new(world: &World, answer: impl Fn(&Asked) -> Observation + Send + Sync + 'static) -> Self {
+        Self::with_quotas(world, move |asked| answer(asked).into())
+    }
+
+    /// One whose answers speak of a quota.
+    fn with_quotas(world: &World, answer: impl Fn(&Asked) -> Polled + Send + Sync + 'static) -> Self {
         Self {
             name: "default",
             rules: Rules::default(),
@@ -208,6 +221,8 @@ impl Api {
             latency: Duration::ZERO,
             answer: Arc::new(answer),
             asked: Arc::default(),
+            answered: Arc::default(),
+            counts: Arc::default(),
             began: world.began,
         }
     }
@@ -215,18 +230,22 @@ impl Api {
     fn account(&self) -> Account {
         let (answer, asked, began, latency) =
             (Arc::clone(&self.answer), Arc::clone(&self.asked), self.began, self.latency);
+        let (answered, counts) = (Arc::clone(&self.answered), Arc::clone(&self.counts));
         Account {
             name: self.name.into(),
             rules: self.rules.clone(),
             timeout: 10 * SECOND,
-            pace: Arc::new(Mutex::new(Pace::new(self.limits, Duration::ZERO))),
+            pace: Arc::new(Mutex::new(Pace::new(self.limits))),
             poll: Arc::new(move |asset| {
                 let observation = {
                     let mut asked = asked.lock().unwrap();
-                    let nth = asked.iter().filter(|before| before.asset == asset).count() + 1;
+                    let nth =
+                        counts.lock().unwrap().entry(asset.clone()).and_modify(|nth| *nth += 1).or_insert(1).to_owned();
                     let request = Asked { asset, nth, at: began.elapsed() };
-                    asked.push(request.clone());
-                    answer(&request)
+                    let polled = answer(&request);
+                    answered.lock().unwrap().push((request.at, polled.observation.clone()));
+                    asked.push(request);
+                    polled
                 };
                 Box::pin(async move {
                     tokio::time::sleep(latency).await;
@@ -234,11 +253,22 @@ impl Api {
                 })
             }),
             rekeyed: Arc::new(|| false),
+            noted: Mutex::new(AccountRow { name: self.name.into(), ..AccountRow::default() }),
         }
     }
 
     fn asked(&self) -> Vec<Asked> {
         self.asked.lock().unwrap().clone()
+    }
+
+    /// When it was asked at all, since the beginning.
+    fn asked_at(&self) -> Vec<Duration> {
+        self.asked.lock().unwrap().iter().map(|asked| asked.at).collect()
+    }
+
+    /// What it answered, and when.
+    fn answered(&self) -> Vec<(Duration, Observation)> {
+        self.answered.lock().unwrap().clone()
     }
 
     /// When it was asked about `asset`, in milliseconds since the beginning.

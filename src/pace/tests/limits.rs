@@ -12,6 +12,7 @@ enum Happening {
     Ends { which: usize, sign: Sign },
     Drops { which: usize },
     Probes,
+    Hears { left: u64, reset: u64 },
 }
 
 fn happening() -> impl Strategy<Value = Happening> {
@@ -31,6 +32,7 @@ fn happening() -> impl Strategy<Value = Happening> {
         6 => (any::<usize>(), sign).prop_map(|(which, sign)| Happening::Ends { which, sign }),
         1 => any::<usize>().prop_map(|which| Happening::Drops { which }),
         1 => Just(Happening::Probes),
+        2 => (0_u64..50, 0_u64..20).prop_map(|(left, reset)| Happening::Hears { left, reset }),
     ]
 }
 
@@ -70,6 +72,9 @@ proptest! {
                 }
                 Happening::Drops { which } => pace.dropped(in_flight.swap_remove(which % in_flight.len())),
                 Happening::Probes => pace.probe_now(),
+                Happening::Hears { left, reset } => {
+                    pace.heard(&Quota { left: Some((left, Duration::from_secs(reset))), rate: None }, now);
+                }
             }
             prop_assert!(in_flight.len() <= max_in_flight as usize);
             match pace.room(now) {
@@ -77,7 +82,7 @@ proptest! {
                 Room::Probe { .. } => prop_assert!(in_flight.len() < max_in_flight as usize),
                 Room::Closed(until) => prop_assert!(until > now),
             }
-            prop_assert!(pace.rate() > 0.0 && pace.rate() <= rate);
+            prop_assert!(pace.rate(now) > 0.0 && pace.rate(now) <= rate);
         }
         let most = rate + rate.ceil() + 1.0;
         for (first, tick) in ticks.iter().enumerate() {

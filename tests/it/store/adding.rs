@@ -27,10 +27,7 @@ async fn a_new_watch_waits_and_is_due() {
     let added = base.store.add(vec![given], false, NOW).await.unwrap().remove(0);
     let Added::New(watch) = added else { panic!("{added:?}") };
     assert_eq!((watch.asset_id.as_str(), watch.account.as_str(), watch.state), ("../é?", "default", State::Waiting));
-    assert_eq!(
-        (watch.due_at, watch.created_at, watch.generation, watch.polls),
-        (Some(Timestamp::default()), NOW, 0, 0)
-    );
+    assert_eq!((watch.due_at, watch.created_at, watch.generation, watch.polls), (Some(NOW), NOW, 0, 0));
     assert_eq!((watch.patience, watch.batch.as_deref()), (Some(90 * SECOND), Some("b")));
     assert_eq!(watch.metadata.as_deref(), Some("{\"a\":  1}"), "byte for byte");
     assert_eq!(watch.callback_url.as_deref(), Some("https://cms.example/x"));

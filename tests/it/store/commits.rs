@@ -165,7 +165,7 @@ async fn a_locked_database_is_unavailable_and_then_available_again() {
 }
 
 #[tokio::test]
-async fn the_lost_time_of_an_account_never_shrinks() {
+async fn an_account_is_noted_as_it_stands_with_what_tells_of_it() {
     let base = Base::new().await;
     let paused = AccountRow {
         name: "default".into(),
@@ -173,16 +173,28 @@ async fn the_lost_time_of_an_account_never_shrinks() {
         closed_at: Some(NOW),
         next_probe_at: Some(NOW + MINUTE),
         last_error: Some("401".into()),
+        rate: Some(2.5),
+        held_until: Some(NOW + HOUR),
         lost_ms: 500,
     };
-    base.store.note_account(paused.clone()).await.unwrap();
-    base.store.note_account(AccountRow { name: "another".into(), ..AccountRow::default() }).await.unwrap();
+    let notice = Notice::AccountPaused { account: "default".into(), reason: "unauthorized", error: "401".into() };
+    let told = subscription("ops", "account.paused");
+    let telling = Telling { install_id: base.store.install_id(), subscriptions: &[told] };
+    let event = Event::of_notice(&notice, [7; 16], NOW, &telling);
+    base.store.note_account(paused.clone(), vec![event]).await.unwrap();
+    assert_eq!(
+        base.ask::<String>("SELECT type FROM events JOIN deliveries ON seq = event_seq WHERE hook = 'ops'"),
+        "account.paused"
+    );
+    let another = AccountRow { name: "another".into(), ..AccountRow::default() };
+    base.store.note_account(another, Vec::new()).await.unwrap();
     assert_eq!(base.store.accounts().await.unwrap()[1], paused);
-    let open = AccountRow { name: "default".into(), lost_ms: 499, ..AccountRow::default() };
-    base.store.note_account(open.clone()).await.unwrap();
-    assert_eq!(base.store.accounts().await.unwrap()[1], AccountRow { lost_ms: 500, ..open.clone() });
-    base.store.note_account(AccountRow { lost_ms: 501, ..open }).await.unwrap();
-    assert_eq!(base.store.accounts().await.unwrap()[1].lost_ms, 501);
+    // Less than before: the wall clock was set back meanwhile.
+    let open = AccountRow { name: "default".into(), lost_ms: -499, ..AccountRow::default() };
+    base.store.note_account(open.clone(), Vec::new()).await.unwrap();
+    assert_eq!(base.store.accounts().await.unwrap()[1], open);
     let half = AccountRow { closed_at: None, ..paused };
-    assert!(matches!(base.store.note_account(half).await, Err(StoreError::Refused(_))));
+    let event = Event::of_notice(&notice, [8; 16], NOW, &telling);
+    assert!(matches!(base.store.note_account(half, vec![event]).await, Err(StoreError::Refused(_))));
+    assert_eq!(base.ask::<i64>("SELECT count(*) FROM events"), 1, "all or nothing");
 }

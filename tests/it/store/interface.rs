@@ -49,11 +49,13 @@ async fn another_program_adds_a_watch_with_a_plain_insert() {
         assert!(success, "{errors}");
     }
     let watch = base.watch(1).await;
-    let expected = Watch { created_at: watch.created_at, ..base.add(&["ast_2"]).await.remove(0) };
+    let expected = Watch { created_at: watch.created_at, due_at: watch.due_at, ..base.add(&["ast_2"]).await.remove(0) };
     assert_eq!(watch, Watch { id: 1, asset_id: "ast_1".into(), ..expected }, "it is what `add` would have made");
     let age =
         std::time::UNIX_EPOCH.elapsed().unwrap().abs_diff(Duration::from_millis(watch.created_at.as_millis() as u64));
     assert!(age < MINUTE, "created_at is {}", watch.created_at);
+    let overdue = watch.due_at.unwrap().as_millis().abs_diff(watch.created_at.as_millis());
+    assert!(overdue < 1_000, "due since it was inserted, and not since 1970: {:?}", watch.due_at);
     assert_eq!(base.ask::<i64>("SELECT count(*) FROM watches WHERE asset_id = 'ast_1'"), 1);
     let (_, shown, _) = run("SELECT state, status, url FROM watches WHERE asset_id = 'ast_1'");
     assert!(matches!(shown.trim(), "waiting||" | "waiting|None|None"), "{shown}");

@@ -109,7 +109,8 @@ async fn the_file_of_another_program_is_left_as_it_is() {
 
 #[tokio::test]
 async fn the_file_of_a_newer_version_is_left_as_it_is() {
-    for version in [2, 1_000, -1] {
+    let present: i32 = Base::new().await.ask("PRAGMA user_version");
+    for version in [present + 1, 1_000, -1] {
         let base = Base::new().await;
         base.add(&["a"]).await;
         let copy = base.directory.path().join("copy.db");
@@ -213,4 +214,36 @@ fn threads_may_open_a_new_database_at_once() {
         });
         assert!(ids.iter().all(|id| *id == ids[0]), "one database has one id: {ids:?}");
     }
+}
+
+/// As the first version left it: a watch that waits since it was inserted, one of a batch, a paused account, a delivery.
+#[tokio::test]
+async fn the_file_of_the_first_version_is_brought_up_to_date() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("assetwatch.db");
+    let old = Connection::open(&path).unwrap();
+    old.execute_batch(include_str!("../../../migrations/0001_initial.sql")).unwrap();
+    old.execute_batch(
+        "PRAGMA application_id = 0x61577463; PRAGMA user_version = 1;
+         INSERT INTO meta (key, value) VALUES ('install_id', 'kept');
+         INSERT INTO watches (asset_id, created_at) VALUES ('plain', 1790000000000);
+         INSERT INTO watches (asset_id, created_at, batch, missing_at, due_at) VALUES ('batched', 1790000000001, 'b', 7, 9);
+         INSERT INTO watches (asset_id, created_at, batch) VALUES ('batched too', 1790000000002, 'b');
+         INSERT INTO events (id, watch_id, type, body, created_at) VALUES ('evt_1', 1, 'asset.processing', x'7b7d', 5);
+         INSERT INTO deliveries (event_seq, hook, watch_id, due_at, created_at) VALUES (1, 'cms', 1, 5, 5);
+         INSERT INTO accounts (name, closure, closed_at, last_error, lost_ms) VALUES ('default', 'unpaid', 3, '402', 4);",
+    )
+    .unwrap();
+    drop(old);
+    let store = Store::open(&path).await.unwrap();
+    assert_eq!(store.install_id(), "kept");
+    let base = Base { directory, store };
+    let due = |id| base.ask::<i64>(&format!("SELECT due_at FROM watches WHERE id = {id}"));
+    assert_eq!((due(1), due(2)), (1_790_000_000_000, 9), "due since it was added, and not since 1970");
+    assert_eq!(base.watch(2).await.missing, Some(Since { at: Timestamp::from_millis(7), base: 0 }));
+    let accounts = base.store.accounts().await.unwrap();
+    assert_eq!((accounts[0].closure.as_deref(), accounts[0].lost_ms), (Some("unpaid"), 4));
+    assert_eq!(base.ask::<String>("SELECT name || created_at FROM batches"), "b1790000000001");
+    assert_eq!(base.parcels(terms(&[("cms", 1)])).await.len(), 1);
+    Store::open(base.store.path()).await.unwrap();
 }

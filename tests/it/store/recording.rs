@@ -16,7 +16,7 @@ async fn every_field_of_a_poll_is_written() {
         lease_until: None,
         polls: 3,
         streaks: Streaks { waiting: 4, failures: 5, rejections: 6 },
-        missing_at: at(1),
+        missing: Some(Since { at: NOW + SECOND, base: -7 }),
         asset: Asset {
             status: Some("processing".into()),
             kind: Some("video".into()),

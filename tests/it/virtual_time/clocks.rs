@@ -115,3 +115,50 @@ async fn two_daemons_on_one_database_tell_a_hook_once() {
         assert_eq!(told.iter().map(|told| told.number).collect::<Vec<_>>(), [1, 2, 3, 4]);
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_clock_that_jumps_abandons_nothing_for_time_that_did_not_pass() {
+    for jump in [A_DAY, -A_DAY, 40 * 60_000, -40 * 60_000] {
+        let world = World::new().await;
+        let api = Api::new(&world, |asked| match asked.asset.as_str() {
+            "missing" => Observation::Missing { error: "404".into() },
+            _ => said("pending"),
+        });
+        world.add_to("default", &["patient", "missing"], Some(HOUR)).await;
+        let poller = Running::poller(&world.poller(&[&api]));
+        world.until(2 * MINUTE).await;
+        world.set_wall_clock_by(jump);
+        world.until(4 * MINUTE).await;
+        world.add_to("default", &["between"], Some(HOUR)).await;
+        world.until(10 * MINUTE).await;
+        world.set_wall_clock_by(-jump);
+        world.until(3 * HOUR).await;
+        poller.stop().await;
+        // To the second: the grace is five minutes and the patience an hour, by the monotonic clock.
+        for (asset, end) in [("missing", 300), ("patient", 3_600), ("between", 240 + 3_600)] {
+            let last = *api.instants(asset).last().unwrap() / 1_000;
+            assert!(last.abs_diff(end) <= 1, "{asset} ended after {last} s, not {end}, with a jump by {jump}");
+        }
+        let longest = |asset| api.instants(asset).windows(2).map(|pair| pair[1] - pair[0]).max().unwrap();
+        assert!(longest("patient") <= 61_000, "{} ms between two polls, with a jump by {jump}", longest("patient"));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_time_that_the_machine_slept_is_not_the_assets() {
+    let world = World::new().await;
+    let api = Api::new(&world, |_| said("pending"));
+    world.add_to("default", &["a"], Some(HOUR)).await;
+    let poller = Running::poller(&world.poller(&[&api]));
+    world.until(10 * MINUTE + SECOND).await;
+    let before = api.asked().len();
+    // While a machine sleeps, the monotonic clock stands still.
+    world.set_wall_clock_by(8 * 3_600_000);
+    world.until(10 * MINUTE + 5 * SECOND).await;
+    assert!(api.asked().len() > before, "what became due meanwhile is polled within a second or two");
+    world.until(2 * HOUR).await;
+    poller.stop().await;
+    assert_eq!(*api.instants("a").last().unwrap() / 1_000, 3_600);
+    let account = world.store.accounts().await.unwrap().remove(0);
+    assert!(account.lost_ms.abs_diff(8 * 3_600_000) < 2_000, "and it is written down: {}", account.lost_ms);
+}

@@ -68,7 +68,7 @@ async fn a_missing_asset_has_its_last_poll_exactly_at_the_end_of_the_grace() {
     assert_eq!(api.instants("a"), expected);
     let watch = world.watch("a").await;
     assert_eq!((watch.state, watch.reason), (State::Abandoned, Some(Reason::Missing)));
-    assert_eq!((watch.missing_at, watch.settled_at), (Some(BEGIN), Some(BEGIN + 5 * MINUTE)));
+    assert_eq!((watch.missing.map(|first| first.at), watch.settled_at), (Some(BEGIN), Some(BEGIN + 5 * MINUTE)));
 }
 
 #[tokio::test(start_paused = true)]
