@@ -9,6 +9,8 @@ mod flow;
 #[cfg(test)]
 mod layers;
 #[cfg(test)]
+mod pace;
+#[cfg(test)]
 mod prism;
 #[cfg(test)]
 mod restart;
@@ -18,5 +20,7 @@ mod rig;
 mod shutdown;
 #[cfg(test)]
 mod store;
+#[cfg(test)]
+mod tls;
 #[cfg(test)]
 mod virtual_time;

@@ -26,9 +26,15 @@ impl Daemon {
 
     /// Starts a daemon and waits for nothing.
     pub fn spawn(place: &Place) -> Self {
+        Self::spawn_with(place, &[])
+    }
+
+    /// Starts one with variables.
+    pub fn spawn_with(place: &Place, variables: &[(&str, &str)]) -> Self {
         let log = place.path(&format!("daemon-{}.log", fastrand::u64(..)));
         let child = command(place)
             .args(["run", "-vv"])
+            .envs(variables.iter().copied())
             .stdout(Stdio::null())
             .stderr(File::create(&log).unwrap())
             .spawn()
@@ -45,6 +51,13 @@ impl Daemon {
     pub async fn until_logged(&self, text: &str) {
         let what = format!("the daemon logs {text:?}; it logged {}", self.log());
         eventually(SOON, &what, async || self.log().contains(text).then_some(())).await;
+    }
+
+    /// Its resident memory, in KiB.
+    pub fn memory(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id().unwrap())).unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
     }
 
     pub fn signal(&self, signal: Signal) {

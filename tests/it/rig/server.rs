@@ -1,6 +1,7 @@
 //! A small HTTP/1.1 server whose answers are scripted, faults included.
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -95,6 +96,7 @@ type Handler = dyn Fn(&Request) -> Reply + Send + Sync;
 pub struct Server {
     address: SocketAddr,
     requests: Arc<Mutex<Vec<Request>>>,
+    connections: Arc<AtomicUsize>,
     task: JoinHandle<()>,
 }
 
@@ -102,9 +104,10 @@ impl Server {
     pub async fn start(handler: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let requests = Arc::default();
-        let task = tokio::spawn(accept(listener, Arc::new(handler), Arc::clone(&requests)));
-        Self { address, requests, task }
+        let (requests, connections) = (Arc::default(), Arc::new(AtomicUsize::new(0)));
+        let accepting = accept(listener, Arc::new(handler), Arc::clone(&requests), Arc::clone(&connections));
+        let task = tokio::spawn(accepting);
+        Self { address, requests, connections, task }
     }
 
     /// An API in which every asset is `processing` at first and then has the status in its name: `active_7` is active.
@@ -134,6 +137,11 @@ impl Server {
         self.requests.lock().unwrap().clone()
     }
 
+    /// How many connections were made.
+    pub fn connections(&self) -> usize {
+        self.connections.load(Ordering::Relaxed)
+    }
+
     pub fn count(&self) -> usize {
         self.requests.lock().unwrap().len()
     }
@@ -151,10 +159,16 @@ impl Drop for Server {
     }
 }
 
-async fn accept(listener: TcpListener, handler: Arc<Handler>, requests: Arc<Mutex<Vec<Request>>>) {
+async fn accept(
+    listener: TcpListener,
+    handler: Arc<Handler>,
+    requests: Arc<Mutex<Vec<Request>>>,
+    count: Arc<AtomicUsize>,
+) {
     let mut connections = tokio::task::JoinSet::new();
     loop {
         let (stream, _) = listener.accept().await.unwrap();
+        count.fetch_add(1, Ordering::Relaxed);
         connections.spawn(serve(stream, Arc::clone(&handler), Arc::clone(&requests)));
         while connections.try_join_next().is_some() {}
     }

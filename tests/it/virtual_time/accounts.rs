@@ -244,10 +244,10 @@ fn per_minute(api: &Api, minutes: usize) -> Vec<usize> {
 async fn an_hour_of_outage_over_ten_thousand_watches_abandons_none_and_stampedes_nobody() {
     let world = World::new().await;
     let api = Api::new(&world, |asked| match asked.at {
-        at if (5 * MINUTE..65 * MINUTE).contains(&at) => broke(),
+        at if (10 * MINUTE..70 * MINUTE).contains(&at) => broke(),
         _ => said("processing"),
     });
-    let api = Api { limits: Limits { rate: 50.0, max_in_flight: 32 }, latency: 20 * MILLISECOND, ..api };
+    let api = Api { limits: Limits { rate: 20.0, max_in_flight: 32 }, latency: 20 * MILLISECOND, ..api };
     // Less than the outage: time that was not the assets' must not count.
     let names = names(10_000);
     world.add_to("default", &names.iter().map(String::as_str).collect::<Vec<_>>(), Some(50 * MINUTE)).await;
@@ -255,14 +255,14 @@ async fn an_hour_of_outage_over_ten_thousand_watches_abandons_none_and_stampedes
     world.until(80 * MINUTE).await;
     poller.stop().await;
     let asked = api.asked_at();
-    let outage: Vec<_> = asked.iter().filter(|at| (5 * MINUTE..65 * MINUTE).contains(*at)).collect();
+    let outage: Vec<_> = asked.iter().filter(|at| (10 * MINUTE..70 * MINUTE).contains(*at)).collect();
     // Those in flight when it began, and then one probe a minute at the end of the growing gaps.
     assert!((60..=110).contains(&outage.len()), "{} requests in an hour of outage", outage.len());
-    let after: Vec<_> = asked.iter().copied().filter(|at| *at >= 65 * MINUTE).collect();
-    assert!(fullest_second(&after) <= 100, "{} requests in one second after it", fullest_second(&after));
+    let after: Vec<_> = asked.iter().copied().filter(|at| *at >= 70 * MINUTE).collect();
+    assert!(fullest_second(&after) <= 40, "{} requests in one second after it", fullest_second(&after));
     let minutes = per_minute(&api, 81);
-    assert!(minutes.iter().all(|count| *count <= 50 * 60 + 50), "{minutes:?}");
-    assert_eq!(minutes[70], 50 * 60, "and soon all of the rate is used again");
+    assert!(minutes.iter().all(|count| *count <= 20 * 60 + 20), "{minutes:?}");
+    assert_eq!(minutes[75], 20 * 60, "and soon all of the rate is used again");
     let abandoned = Filter { state: Some(State::Abandoned), ..Filter::default() };
     assert_eq!(world.store.watches(abandoned).await.unwrap().len(), 0);
     let failures: i64 = world.ask("SELECT max(failures) FROM watches");
@@ -410,11 +410,11 @@ async fn a_hundred_thousand_overdue_watches_are_polled_no_faster_than_the_rate_a
          INSERT INTO watches (asset_id, due_at) SELECT 'ast_' || n, 1789990000000 FROM number",
     );
     let poller = Running::poller(&world.poller(&[&api]));
-    world.until(5 * MINUTE).await;
+    world.until(2 * MINUTE).await;
     poller.stop().await;
     let asked = api.asked_at();
     assert!(fullest_second(&asked) <= 200, "the burst and a second of the rate: {}", fullest_second(&asked));
-    assert!((29_900..=30_100).contains(&asked.len()), "{} requests in 5 minutes", asked.len());
+    assert!((11_900..=12_100).contains(&asked.len()), "{} requests in 2 minutes", asked.len());
     let most_due: i64 = world
         .ask("SELECT max(count) FROM (SELECT count(*) AS count FROM watches WHERE polls > 0 GROUP BY due_at / 1000)");
     assert!(most_due <= 250, "{most_due} are due in the same second");
