@@ -16,7 +16,8 @@ use crate::systemd;
 
 /// Between two signs of life.
 const HEARTBEAT: Duration = Duration::from_secs(5);
-/// Watches are counted anew with each so-many-th sign of life: of a million that takes a while.
+/// With more watches than this, they are counted anew only with each so-many-th sign of life: it takes a while.
+const MANY: i64 = 10_000;
 const COUNT_EVERY: u32 = 12;
 
 /// Runs the daemon in the foreground until TERM or INT, `reload` being how it reads its configuration again on HUP.
@@ -177,8 +178,9 @@ async fn beat(control: Control, owner: String) {
 /// How the service stands, in plain words.
 #[derive(Default)]
 struct Report {
-    /// How many assets are watched, and how often that has not been counted.
+    /// How many assets are watched.
     watching: String,
+    count: i64,
     beats: u32,
     /// How the accounts stand that are not as they should be.
     standings: String,
@@ -194,10 +196,12 @@ impl Report {
     /// Looks anew, and says whether there is something new to tell.
     async fn renew(&mut self, control: &Control) -> bool {
         let before = self.text();
-        if self.beats.is_multiple_of(COUNT_EVERY) {
+        if self.count < MANY || self.beats.is_multiple_of(COUNT_EVERY) {
             self.watching = match control.store.waiting().await {
-                Ok(1) => "watching 1 asset".to_owned(),
-                Ok(count) => format!("watching {count} assets"),
+                Ok(count) => {
+                    self.count = count;
+                    if count == 1 { "watching 1 asset".to_owned() } else { format!("watching {count} assets") }
+                }
                 Err(error) => error.to_string(),
             };
         }

@@ -216,8 +216,8 @@ async fn check_tells_a_wrong_key_an_unreachable_host_and_a_wrong_host_apart() {
     let refused = |status| Server::start(move |_| Reply::status(status));
     for status in [401, 403] {
         let (says, code) = checked(&refused(status).await.url()).await;
-        assert!(says.starts_with("unauthorized ") && says.contains("put a valid one where it comes from ("), "{says}");
-        assert!(says.contains("/key)"), "it says where: {says}");
+        assert!(says.starts_with("unauthorized ") && says.contains("put a valid one into "), "{says}");
+        assert!(says.contains("/key, or"), "it says where: {says}");
         assert_eq!(code, 5);
     }
     let (says, code) = checked("http://127.0.0.1:9").await;

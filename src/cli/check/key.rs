@@ -24,12 +24,12 @@ pub(super) async fn line(account: &Account) -> Line {
 }
 
 fn judge(account: &Account, polled: Polled) -> (Finding, String) {
-    let (url, key) = (&account.url, key_setting(account));
+    let (url, key) = (&account.url, &account.key);
     let Polled { observation, contact, .. } = polled;
     match (observation, contact) {
         (Observation::Unauthorized { error } | Observation::Forbidden { error }, _) => (
             Finding::Unauthorized,
-            format!("{error}; the key is refused: put a valid one where {key}, or look whether {url} is the API"),
+            format!("{error}; the key is refused: put a valid one into {key}, or look whether {url} is the API"),
         ),
         (Observation::Unpaid { error }, _) => {
             (Finding::Unauthorized, format!("{error}; the key is accepted, but the account has to be paid"))
@@ -103,8 +103,4 @@ fn said(mut observation: Observation) -> String {
 /// The name of an account's setting.
 fn setting(account: &Account, key: &str) -> String {
     if account.name == "default" { format!("api.{key}") } else { format!("accounts.{}.{key}", account.name) }
-}
-
-fn key_setting(account: &Account) -> String {
-    format!("it comes from ({})", account.key)
 }
