@@ -5,6 +5,7 @@ mod command;
 mod group;
 mod guard;
 mod kept;
+mod orphans;
 mod program;
 mod signature;
 mod webhook;
@@ -16,6 +17,7 @@ use crate::clock::Timestamp;
 use crate::config::{Hook, Target};
 use crate::delivery::{Attempt, Outcome, Parcel};
 
+pub use orphans::adopt as adopt_orphans;
 pub use signature::verify;
 
 use command::Command;

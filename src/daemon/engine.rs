@@ -6,6 +6,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use rustix::process::DumpableBehavior;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -15,7 +16,7 @@ use crate::clock::{Clock, Dice, Timestamp};
 use crate::config::{self, KeyError, KeySource, Settings, Target};
 use crate::control::{Control, hostname};
 use crate::event::base32;
-use crate::hook::{HookError, Hooks};
+use crate::hook::{self, HookError, Hooks};
 use crate::pace::{LONGEST_RETRY_AFTER, Pace};
 use crate::poller::{Account, Poller};
 use crate::pump::{self, Live, Phase, Stop, Wake};
@@ -81,6 +82,7 @@ impl Engine {
     ) -> Result<Self, EngineError> {
         let Control { store, clock, .. } = control;
         let owner = owner()?;
+        confine(settings);
         let hooks = Arc::new(Hooks::new(&settings.hooks, |name| std::env::var_os(name))?);
         let (announce, stop) = Stop::channel();
         let (polling, telling) = (Wake::default(), Wake::default());
@@ -161,6 +163,19 @@ impl Engine {
         self.announce.send_replace(Phase::Abort);
         all_ended(&mut self.pumps).await;
         self.control.store.release(self.owner, self.control.clock.now()).await
+    }
+}
+
+/// What the process is from now on, once it holds keys and runs commands. Both are precautions: without them it works.
+fn confine(settings: &Settings) {
+    // A command of the same user could read our environment in /proc, or attach to us.
+    if let Err(error) = rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable) {
+        tracing::warn!("commands of the same user can read this process's environment: {error}");
+    }
+    if settings.hooks.iter().any(|hook| matches!(hook.target, Target::Command(_)))
+        && let Err(error) = hook::adopt_orphans()
+    {
+        tracing::warn!("processes that escape from their command are not ended: {error}");
     }
 }
 

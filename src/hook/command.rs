@@ -28,8 +28,8 @@ use crate::event::Gist;
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// The longest value in the environment: one of 128 KiB would make the start fail.
 const LONGEST_VALUE: usize = 32 * 1_024;
-/// So long is waited for the end of the output after the command's own end: a process that escaped from the group may
-/// hold the pipes open.
+/// So long is waited for the end of the output after the command's own end: a process that escaped from the group and
+/// was not found may hold the pipes open.
 const LINGER: Duration = Duration::from_secs(1);
 /// Exit codes with a meaning (EX_TEMPFAIL of sysexits.h, and our own).
 const AGAIN: i32 = 75;
@@ -91,7 +91,7 @@ impl Command {
         let mut command = tokio::process::Command::new(&program);
         command.arg0(name).args(arguments).env_clear().envs(environment).current_dir(directory.path());
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        Group::spawn(&mut command).map_err(|error| {
+        Group::spawn(&mut command, self.run_id(parcel)).map_err(|error| {
             let sentence = format!("the command {} cannot be started: {error}", program.display());
             not_started(&error, sentence)
         })
@@ -106,12 +106,15 @@ impl Command {
             let piping = join3(feed(stdin, body), drain(stdout, &mut output), drain(stderr, &mut errors));
             let mut piping = pin!(maybe_done(piping));
             let ending = beside(piping.as_mut(), self.until_end(&group, hurry)).await;
-            if !matches!(ending, Ending::Exited) {
-                group.terminate();
+            let patience = if matches!(ending, Ending::Exited) {
+                self.kill_after
+            } else {
                 // A shell that leads the group goes at once; what it ran may still be tidying up, and holds the pipes.
-                let _ = timeout(self.kill_after, join(group.exited(), piping.as_mut())).await;
-            }
+                let _ = timeout(self.kill_after, join(group.terminate(self.kill_after), piping.as_mut())).await;
+                Duration::ZERO
+            };
             let status = beside(piping.as_mut(), group.end()).await;
+            beside(piping.as_mut(), group.sweep(patience)).await;
             let _ = timeout(LINGER, piping).await;
             (ending, status)
         };
@@ -121,6 +124,11 @@ impl Command {
             output: output.into_bytes(),
             errors: errors.into_bytes(),
         }
+    }
+
+    /// Names one attempt, and so its processes. Short: it is not changed by [`shortened`].
+    fn run_id(&self, parcel: &Parcel) -> String {
+        format!("{}.{}.{}", parcel.delivery.event_id, self.hook, parcel.number)
     }
 
     async fn until_end(&self, group: &Group, hurry: impl Future<Output = ()>) -> Ending {
@@ -157,7 +165,7 @@ impl Command {
             [("PATH", PATH.as_ref()), ("LANG", "C.UTF-8".as_ref()), ("HOME", directory), ("TMPDIR", directory)];
         let facts = [
             ("HOOK_NAME", self.hook.as_str()),
-            ("HOOK_RUN_ID", &format!("{}.{}.{}", delivery.event_id, self.hook, parcel.number)),
+            ("HOOK_RUN_ID", &self.run_id(parcel)),
             ("HOOK_EVENT_ID", &delivery.event_id),
             ("HOOK_EVENT_TYPE", &parcel.event_type),
             ("HOOK_ASSET_ID", &known(&gist.asset_id)),

@@ -9,7 +9,9 @@ use std::path::{Path, PathBuf};
 /// The file that `name` means: a whole path, or a name that is looked up in `path` as a shell would.
 ///
 /// The error is a sentence that says what is wrong with it and what to do. A file that somebody else could change is
-/// refused: neither group nor others may write it, and it has to be root's or our own, as sshd asks of its files.
+/// refused: neither group nor others may write it, and it has to be root's or our own, as sshd asks of its files; and no
+/// directory above it may be everybody's, where anybody could put another file in its place. A directory that a group may
+/// write is accepted: `/usr/local/bin` is `staff`'s on many a Debian.
 pub fn find(name: &str, path: &OsStr) -> Result<PathBuf, String> {
     let file = if name.contains('/') { PathBuf::from(name) } else { look_up(name, path)? };
     if !file.is_absolute() {
@@ -58,6 +60,15 @@ fn guarded(file: &Path, metadata: &Metadata) -> Result<(), String> {
         return Err(format!(
             "the command {shown} belongs to user {owner}, who can change it: run `chown root {shown}`"
         ));
+    }
+    for directory in file.ancestors().skip(1).chain(file.canonicalize().unwrap_or_default().ancestors().skip(1)) {
+        // In a directory with the sticky bit, as `/tmp`, nobody can replace what is another's.
+        if directory.metadata().is_ok_and(|metadata| metadata.mode() & 0o1002 == 0o002) {
+            let directory = directory.display();
+            return Err(format!(
+                "the command {shown} can be replaced by other users: run `chmod o-w {directory}`, or move it"
+            ));
+        }
     }
     Ok(())
 }
@@ -136,6 +147,25 @@ mod tests {
         assert!(error.contains(&format!("{} is not executable", plain.display())), "{error}");
         let executable = put(&second.join("hook"), "#!/bin/sh\n", 0o755);
         assert_eq!(find("hook", &path).unwrap(), executable);
+    }
+
+    #[test]
+    fn a_file_that_anybody_could_replace_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let [open, shut] = ["open", "shut"].map(|name| directory.path().join(name));
+        std::fs::create_dir_all(open.join("inner")).unwrap();
+        std::fs::create_dir(&shut).unwrap();
+        let file = put(&open.join("inner/hook"), "#!/bin/sh\n", 0o755);
+        let link = shut.join("link");
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        let says = format!("can be replaced by other users: run `chmod o-w {}`, or move it", open.display());
+        for (mode, refused) in [(0o755, false), (0o777, true), (0o1777, false), (0o775, false)] {
+            std::fs::set_permissions(&open, Permissions::from_mode(mode)).unwrap();
+            for name in [&file, &link] {
+                let found = find(name.to_str().unwrap(), OsStr::new(""));
+                assert_eq!(found.is_err_and(|error| error.contains(&says)), refused, "{} {mode:o}", name.display());
+            }
+        }
     }
 
     /// Only root can give a file away.

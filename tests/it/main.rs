@@ -5,6 +5,8 @@ mod answers;
 #[cfg(test)]
 mod cli;
 #[cfg(test)]
+mod commands;
+#[cfg(test)]
 mod flow;
 #[cfg(test)]
 mod layers;

@@ -7,7 +7,7 @@ use tokio::net::unix::pipe;
 
 use super::*;
 use crate::config::Target;
-use crate::hook::tests::{BODY, hook, parcel};
+use crate::hook::tests::{self, BODY, hook};
 
 /// For what has to happen at some time.
 const SOON: Duration = Duration::from_secs(20);
@@ -31,6 +31,14 @@ fn command(config: &config::Command, timeout: Duration) -> Command {
 /// A command that is this text for the shell.
 fn shell(text: &str) -> Command {
     command(&config(&["/bin/sh", "-c", text]), SOON)
+}
+
+/// An attempt of its own: commands are found by the run that they name, and these here are all children of one process.
+fn parcel(body: impl Into<Vec<u8>>) -> Parcel {
+    static NUMBER: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+    let mut parcel = tests::parcel(body);
+    parcel.delivery.event_id = format!("evt_{}", NUMBER.fetch_add(1, std::sync::atomic::Ordering::SeqCst));
+    parcel
 }
 
 async fn run(command: &Command, body: impl Into<Vec<u8>>) -> Attempt {
@@ -107,7 +115,8 @@ async fn the_environment_is_exactly_as_specified() {
     };
     let ours = |name: &str| (name != "UNSET").then(|| OsString::from(format!("our {name}\n")));
     let command = Command::new(&hook(Target::Command(config.clone()), Duration::from_secs(60)), &config, ours);
-    let text = String::from_utf8(output(&command, BODY).await).unwrap();
+    let attempt = command.perform(&tests::parcel(BODY), NOW, std::future::pending()).await;
+    let text = String::from_utf8(attempt.output).unwrap();
     let variables = text.split_terminator('\0').map(|variable| variable.split_once('=').unwrap());
     let mut variables: BTreeMap<_, _> = variables.collect();
     let home = variables.remove("HOME").unwrap();
@@ -245,10 +254,62 @@ async fn what_is_left_of_the_group_is_killed_when_the_command_ends() {
     assert_eq!(wire.rest().await, "up\n");
 }
 
+/// Orphans are adopted by the whole process, and without the daemon's reaping: neighbouring tests have other children.
+fn adopt() {
+    rustix::process::set_child_subreaper(Some(rustix::process::getpid())).unwrap();
+}
+
+/// Starts a process that leaves the group, holds the pipes and the wire, and is up when the shell goes on.
+const ESCAPE: &str = r#"setsid sh -c 'trap "" TERM; exec 3>"$WIRE"; : >escaped; echo up >&3; exec sleep 300' &
+    while [ ! -e escaped ]; do sleep 0.02; done"#;
+
 #[tokio::test]
-async fn a_process_that_escaped_with_the_pipes_does_not_hold_the_attempt() {
+async fn what_escaped_from_the_group_is_found_and_killed() {
+    adopt();
+    let stopped = || failed("the command ran longer than 1s and was stopped".into());
+    for (end, timeout, outcome) in [
+        ("exit 0", SOON, Outcome::Delivered),
+        ("exit 4", SOON, failed("the command exited with 4".into())),
+        ("sleep 300", Duration::from_secs(1), stopped()),
+    ] {
+        let mut wire = Wire::new();
+        let text = format!("echo out; {ESCAPE}; {end}");
+        let attempt = run(&wire.shell(&text, timeout, Duration::from_millis(100)), BODY).await;
+        assert_eq!((attempt.outcome, attempt.output.as_slice()), (outcome, &b"out\n"[..]), "{end}");
+        assert_eq!(wire.rest().await, "up\n", "{end}");
+    }
+}
+
+#[tokio::test]
+async fn what_escaped_may_tidy_up() {
+    adopt();
+    let text = r#"setsid sh -c 'trap "echo tidied >&3; exit" TERM; exec 3>"$WIRE"; : >escaped
+            while :; do sleep 0.02; done' & while [ ! -e escaped ]; do sleep 0.02; done"#;
+    for (end, timeout) in [("exit 0", SOON), ("sleep 300", Duration::from_secs(1))] {
+        let mut wire = Wire::new();
+        run(&wire.shell(&format!("{text}; {end}"), timeout, SOON), BODY).await;
+        assert_eq!(wire.rest().await, "tidied\n", "{end}");
+    }
+}
+
+#[tokio::test]
+async fn a_dropped_attempt_leaves_no_escaped_process_either() {
+    adopt();
     let mut wire = Wire::new();
-    let text = r#"echo out; setsid sh -c 'echo $$ >"$WIRE"; : >escaped; exec sleep 300' &
+    let command = wire.shell(&format!("{ESCAPE}; sleep 300"), SOON, SOON);
+    let parcel = parcel(BODY);
+    tokio::select! {
+        attempt = command.perform(&parcel, NOW, std::future::pending()) => panic!("{attempt:?}"),
+        said = wire.read() => assert_eq!(said, b"up\n"),
+    }
+    wire.rest().await;
+}
+
+/// One that has put off its environment is not found; nor does it hold the attempt open.
+#[tokio::test]
+async fn a_process_that_escaped_unseen_with_the_pipes_does_not_hold_the_attempt() {
+    let mut wire = Wire::new();
+    let text = r#"echo out; env -i setsid sh -c 'echo $$ >"$0"; : >escaped; exec sleep 300' "$WIRE" &
         while [ ! -e escaped ]; do sleep 0.02; done; exit 4"#;
     let attempt = run(&wire.shell(text, SOON, SOON), BODY).await;
     let escaped = String::from_utf8(wire.read().await).unwrap();

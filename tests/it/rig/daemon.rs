@@ -60,9 +60,12 @@ impl Daemon {
         line.split_whitespace().nth(1).unwrap().parse().unwrap()
     }
 
+    pub fn pid(&self) -> Pid {
+        Pid::from_raw(self.child.id().unwrap() as i32).unwrap()
+    }
+
     pub fn signal(&self, signal: Signal) {
-        let pid = Pid::from_raw(self.child.id().unwrap() as i32).unwrap();
-        kill_process(pid, signal).unwrap();
+        kill_process(self.pid(), signal).unwrap();
     }
 
     /// SIGKILL, and nothing is left of it.
