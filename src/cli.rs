@@ -13,7 +13,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 pub use check::check;
 pub use output::{Output, complain, exit, show_config};
-pub use progress::Progress;
+pub use progress::{Progress, Screen};
 pub use verbs::{perform, print_waited, watches_for};
 
 use crate::config::Overrides;

@@ -9,11 +9,11 @@ use std::time::Duration;
 use anyhow::Context;
 use tokio::time::{Instant, sleep};
 
-use crate::cli::{Output, Progress, exit};
+use crate::cli::{Output, Progress, Screen, exit};
 use crate::config::{self, Environment, Overrides, Settings};
 use crate::control::{AddOptions, Control};
 use crate::daemon::{self, Engine};
-use crate::signal::{Signal, Signals};
+use crate::signal::Signals;
 use crate::store::Filter;
 use crate::watch::{State, Watch};
 use world::{CAST, World};
@@ -27,8 +27,8 @@ const LONGEST: Duration = Duration::from_secs(120);
 ///
 /// # Errors
 /// When there is no place for its files or no port for its servers.
-pub async fn run(keep: bool, output: Output) -> anyhow::Result<u8> {
-    let mut signals = Signals::take()?;
+pub async fn run(keep: bool, output: Output, screen: &Screen) -> anyhow::Result<u8> {
+    let mut signals = Signals::take_to_stop()?;
     let stage = Stage::set().await?;
     output.say(&format!(
         "A simulated API and a webhook receiver listen on loopback; {} assets are watched.\n",
@@ -38,22 +38,18 @@ pub async fn run(keep: bool, output: Output) -> anyhow::Result<u8> {
     let started = Instant::now();
     let code = tokio::select! {
         biased;
-        () = stopped(&mut signals) => exit::INTERRUPTED,
-        code = stage.show(output) => code?,
+        () = signals.stopped() => exit::INTERRUPTED,
+        code = stage.show(output, screen) => code?,
     };
     if code != exit::INTERRUPTED {
         stage.summarize(started.elapsed(), output).await?;
         if keep {
             stage.say_where(output);
-            stopped(&mut signals).await;
+            signals.stopped().await;
         }
     }
-    engine.stop(stage.settings.grace, stopped(&mut signals)).await?;
+    engine.stop(stage.settings.grace, signals.stopped()).await?;
     Ok(code)
-}
-
-async fn stopped(signals: &mut Signals) {
-    while signals.next().await != Signal::Stop {}
 }
 
 /// Everything that the demonstration is made of. The directory goes with it.
@@ -85,8 +81,8 @@ impl Stage {
     }
 
     /// Shows what happens until everything has ended and everybody was told.
-    async fn show(&self, output: Output) -> anyhow::Result<u8> {
-        let mut progress = Progress::new(&output, self.control.clock.clone());
+    async fn show(&self, output: Output, screen: &Screen) -> anyhow::Result<u8> {
+        let mut progress = Progress::new(&output, screen, self.control.clock.clone());
         let deadline = Instant::now() + LONGEST;
         let mut received = 0;
         let code = loop {

@@ -4,7 +4,7 @@ use std::io::{self, ErrorKind, Write};
 use std::process::ExitCode;
 
 use anyhow::Context;
-use assetwatch::cli::{self, Cli, Command, ConfigCommand, Output, Progress, exit};
+use assetwatch::cli::{self, Cli, Command, ConfigCommand, Output, Progress, Screen, exit};
 use assetwatch::config::{self, ConfigError, Environment, Settings};
 use assetwatch::daemon::{self, Ending, EngineError, WaitOptions, Waited};
 use assetwatch::telemetry::{self, Verbosity};
@@ -29,7 +29,8 @@ fn main() -> ExitCode {
 
 async fn dispatch(cli: Cli) -> anyhow::Result<u8> {
     let output = Output::new(&cli.global);
-    telemetry::start(verbosity(&cli), !matches!(cli.global.color, cli::Color::Never));
+    let screen = Screen::default();
+    telemetry::start(verbosity(&cli), !matches!(cli.global.color, cli::Color::Never), screen.clone());
     let load = || config::load(&cli.global.overrides(), &std::env::vars_os().collect::<Environment>());
     match cli.command {
         Command::Completions { shell } => {
@@ -40,10 +41,10 @@ async fn dispatch(cli: Cli) -> anyhow::Result<u8> {
         }
         Command::Man { command } => man(command),
         Command::Config(ConfigCommand::Show) => cli::show_config(&load()?, output),
-        Command::Demo(args) => demo::run(args.keep, output).await,
+        Command::Demo(args) => demo::run(args.keep, output, &screen).await,
         Command::Check => cli::check(&load()?, output).await,
         Command::Run => daemon::run(load()?, load).await.map(|()| exit::OK),
-        Command::Wait(args) => wait(args, &load()?, output).await,
+        Command::Wait(args) => wait(args, &load()?, output, &screen).await,
         verb => cli::perform(verb, &daemon::open(&load()?).await?, output).await,
     }
 }
@@ -58,11 +59,11 @@ fn verbosity(cli: &Cli) -> Verbosity {
     }
 }
 
-async fn wait(args: cli::Wait, settings: &Settings, output: Output) -> anyhow::Result<u8> {
+async fn wait(args: cli::Wait, settings: &Settings, output: Output, screen: &Screen) -> anyhow::Result<u8> {
     let control = daemon::open(settings).await?;
     let watches = cli::watches_for(args.ids, &args.account, &control, output).await?;
     let options = WaitOptions { watches, timeout: args.timeout, any: args.any };
-    let mut progress = Progress::new(&output, clock::Clock::system());
+    let mut progress = Progress::new(&output, screen, clock::Clock::system());
     let waited = daemon::wait(&control, settings, &options, |watches| progress.show(watches)).await?;
     progress.end();
     cli::print_waited(&waited.watches, args.output, output)?;

@@ -5,6 +5,8 @@ use std::io::IsTerminal;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::time::SystemTime;
 
+use crate::cli::Screen;
+
 /// How much is logged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verbosity {
@@ -20,8 +22,8 @@ pub enum Verbosity {
 
 /// Starts the log of this process. `ASSETWATCH_LOG` (`tracing`'s filter syntax) takes precedence over `verbosity`.
 ///
-/// Without colour where stderr is no terminal or `color` is off, and without times where the journal adds its own.
-pub fn start(verbosity: Verbosity, color: bool) {
+/// Lines stand above what `screen` shows at the moment. Without colour where stderr is no terminal or `color` is off, and without times where the journal adds its own.
+pub fn start(verbosity: Verbosity, color: bool, screen: Screen) {
     let level = match verbosity {
         Verbosity::Quiet => "error",
         Verbosity::Normal => "warn",
@@ -33,7 +35,7 @@ pub fn start(verbosity: Verbosity, color: bool) {
         .with_env_filter(filter)
         .with_target(false)
         .with_ansi(color && std::io::stderr().is_terminal())
-        .with_writer(std::io::stderr);
+        .with_writer(move || screen.clone());
     // The second start in one process, as in a test, keeps the first one's settings.
     let _ = match std::env::var_os("JOURNAL_STREAM") {
         Some(_) => log.without_time().try_init(),

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::output::{Output, exit, plain};
+use super::output::{Output, exit, plain, unheard};
 use crate::clock::Clock;
 use crate::config::{Hook, Settings, Target};
 use crate::control::{self, Control};
@@ -36,7 +36,7 @@ struct Line {
 /// Checks everything and prints a line for each thing.
 ///
 /// # Errors
-/// When stdout is closed.
+/// When stdout cannot be written to.
 pub async fn check(settings: &Settings, output: Output) -> anyhow::Result<u8> {
     let mut lines = vec![configuration(settings)];
     lines.extend(settings.warnings.iter().map(|warning| line("configuration", Finding::Note, warning.clone())));
@@ -50,7 +50,7 @@ pub async fn check(settings: &Settings, output: Output) -> anyhow::Result<u8> {
     }
     let mut code = exit::OK;
     for line in &lines {
-        print(line, output)?;
+        unheard(print(line, output))?;
         code = match line.finding {
             Finding::Ok | Finding::Note => code,
             Finding::Bad => code.max(exit::FAILURE),

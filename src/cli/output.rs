@@ -2,7 +2,7 @@
 
 use std::io::{self, IsTerminal, Write};
 
-use comfy_table::{ContentArrangement, Table, presets};
+use comfy_table::{ColumnConstraint, ContentArrangement, Row, Table, presets};
 use serde::Serialize;
 
 use super::{Color, Global};
@@ -72,19 +72,28 @@ impl Output {
         self.line(&escaped(&serde_json::to_string(value)?))
     }
 
-    /// Prints rows: a table on a terminal, else without a head and with tabs, for `cut` and `awk`.
+    /// Prints rows: a table on a terminal, else without a head and with tabs, for `cut` and `awk`. Where the terminal is
+    /// too narrow, the last column is cut, so that a row stays one line.
     ///
     /// # Errors
     /// When stdout is closed.
     pub fn rows(&self, head: &[&str], rows: Vec<Vec<String>>) -> io::Result<()> {
+        self.table(head, rows, Some(1))
+    }
+
+    /// The same, but what does not fit is wrapped: where every row is to be read as a whole.
+    ///
+    /// # Errors
+    /// When stdout is closed.
+    pub fn whole_rows(&self, head: &[&str], rows: Vec<Vec<String>>) -> io::Result<()> {
+        self.table(head, rows, None)
+    }
+
+    fn table(&self, head: &[&str], rows: Vec<Vec<String>>, height: Option<usize>) -> io::Result<()> {
         if !self.terminal {
             return rows.iter().try_for_each(|row| self.line(&row.join("\t")));
         }
-        let mut table = Table::new();
-        table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
-        table.set_header(head.iter().map(|name| name.to_uppercase()));
-        table.add_rows(rows);
-        self.line(&table.trim_fmt())
+        self.line(&table(head, rows, height).trim_fmt())
     }
 
     /// Tells a person something that is not data.
@@ -92,6 +101,41 @@ impl Output {
         if !self.quiet {
             note(text);
         }
+    }
+}
+
+/// A table as wide as the terminal, whose rows have at most `height` lines.
+fn table(head: &[&str], rows: Vec<Vec<String>>, height: Option<usize>) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
+    let mut head: Row = head.iter().map(|name| name.to_uppercase()).collect::<Vec<_>>().into();
+    let mut rows: Vec<Row> = rows.into_iter().map(Row::from).collect();
+    if let Some(height) = height {
+        head.max_height(height);
+        for row in &mut rows {
+            row.max_height(height);
+        }
+    }
+    table.set_header(head).add_rows(rows);
+    let columns = table.column_count();
+    if height.is_some() {
+        // The last one has what is left.
+        for column in table.column_iter_mut().take(columns.saturating_sub(1)) {
+            column.set_constraint(ColumnConstraint::ContentWidth);
+        }
+    }
+    table
+}
+
+/// Whoever read our output has left: not what was done, and so not what the exit code says. For commands that do more
+/// than to print.
+///
+/// # Errors
+/// Any other one.
+pub fn unheard(printed: io::Result<()>) -> io::Result<()> {
+    match printed {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        printed => printed,
     }
 }
 
@@ -110,7 +154,7 @@ pub fn show_config(settings: &Settings, output: Output) -> anyhow::Result<u8> {
         return Ok(exit::OK);
     }
     let rows = entries.iter().map(|entry| vec![entry.key.clone(), plain(&entry.value), entry.origin.to_string()]);
-    output.rows(&["key", "value", "from"], rows.collect())?;
+    output.whole_rows(&["key", "value", "from"], rows.collect())?;
     Ok(exit::OK)
 }
 
@@ -162,6 +206,21 @@ pub fn span(earlier: Timestamp, later: Timestamp) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_row_is_one_line_however_narrow_the_terminal() {
+        let row = |id: &str, url: &str| [id, "waiting", url].map(String::from).to_vec();
+        let rows =
+            vec![row("ast_1", &format!("https://cdn.example/{}", "x".repeat(300))), row("ast_long", "a b c d e f g h")];
+        for width in [30, 40, 80] {
+            let table = table(&["asset", "state", "url or error"], rows.clone(), Some(1)).set_width(width).trim_fmt();
+            assert_eq!(table.lines().count(), 3, "{table}");
+            assert!(table.lines().all(|line| line.chars().count() <= width.into()), "{table}");
+            assert!(table.contains("ast_long  waiting"), "{table}");
+        }
+        let wide = table(&["asset", "state", "url"], rows, Some(1)).set_width(400).trim_fmt();
+        assert!(wide.contains(&"x".repeat(300)), "whole where it fits");
+    }
 
     #[test]
     fn nothing_foreign_is_obeyed_by_a_terminal() {

@@ -1,7 +1,7 @@
 //! What is shown on stderr while assets are waited for: a live line an asset on a terminal, else a line a change.
 
 use std::collections::HashMap;
-use std::io::{IsTerminal, stderr};
+use std::io::{self, IsTerminal, Write, stderr};
 use std::time::Duration;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -12,6 +12,27 @@ use crate::watch::{State, Watch};
 
 /// More lines than this do not fit a terminal; the rest is counted in one.
 const MOST_LINES: usize = 20;
+
+/// The live lines at the foot of a terminal, and what is written above them. A clone is the same screen.
+#[derive(Clone)]
+pub struct Screen(MultiProgress);
+
+impl Default for Screen {
+    fn default() -> Self {
+        Self(MultiProgress::with_draw_target(ProgressDrawTarget::stderr()))
+    }
+}
+
+/// To stderr; the live lines are taken away while it is written, so that they tear nothing and nothing tears them.
+impl Write for Screen {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.suspend(|| stderr().write(bytes))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        stderr().flush()
+    }
+}
 
 /// Shows how watches stand.
 pub struct Progress {
@@ -31,13 +52,13 @@ enum Shown {
 }
 
 impl Progress {
-    /// Progress for this terminal, or none when it is to be quiet.
-    pub fn new(output: &Output, clock: Clock) -> Self {
+    /// Progress on `screen`, or none when it is to be quiet.
+    pub fn new(output: &Output, screen: &Screen, clock: Clock) -> Self {
         let shown = match (output.quiet, stderr().is_terminal()) {
             (true, _) => Shown::Nothing,
             (false, false) => Shown::Lines(HashMap::new()),
             (false, true) => {
-                let all = MultiProgress::with_draw_target(ProgressDrawTarget::stderr());
+                let all = screen.0.clone();
                 let rest = all.add(ProgressBar::new_spinner().with_style(style("{msg}")));
                 Shown::Live { lines: HashMap::new(), rest, all }
             }

@@ -3,7 +3,7 @@
 use std::io::{self, BufRead};
 use std::time::{Duration, SystemTime};
 
-use super::output::{Output, complain, exit, plain, span, summary, word};
+use super::output::{Output, complain, exit, plain, span, summary, unheard, word};
 use super::{Add, Cancel, Command, Events, List, One, WaitOutput};
 use crate::clock::Timestamp;
 use crate::control::{AddOptions, AddOutcome, AddResult, Cancelled, Control, Shown, account_standing};
@@ -73,7 +73,8 @@ async fn add(args: Add, control: &Control, output: Output) -> anyhow::Result<u8>
         }
         for result in control.add(portion, &options).await? {
             good &= result.error.is_none();
-            print_added(&result, output)?;
+            // Ids that are still to come are added, whoever listens.
+            unheard(print_added(&result, output))?;
         }
     }
 }
@@ -259,8 +260,8 @@ async fn cancel(args: Cancel, control: &Control, output: Output) -> anyhow::Resu
         let id = id?;
         let shown = plain(&id);
         match control.cancel(&id, args.account.as_deref()).await? {
-            Cancelled::Now(watch) if output.json => output.object(&watch)?,
-            Cancelled::Now(_) => output.line(&format!("cancelled {shown}"))?,
+            Cancelled::Now(watch) if output.json => unheard(output.object(&watch))?,
+            Cancelled::Now(_) => unheard(output.line(&format!("cancelled {shown}")))?,
             Cancelled::Ended(watch) => {
                 good = false;
                 complain(&format!("{shown}: not cancelled, it had ended: {}", word(&watch)));
@@ -350,8 +351,12 @@ pub async fn watches_for(
 /// Prints what was waited for.
 ///
 /// # Errors
-/// When stdout is closed.
+/// When it cannot be written; a reader who has left is none.
 pub fn print_waited(watches: &[Watch], what: Option<WaitOutput>, output: Output) -> io::Result<()> {
+    unheard(print_each(watches, what, output))
+}
+
+fn print_each(watches: &[Watch], what: Option<WaitOutput>, output: Output) -> io::Result<()> {
     for watch in watches {
         match what {
             Some(WaitOutput::Json) => output.object(watch)?,

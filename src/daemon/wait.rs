@@ -7,7 +7,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use super::engine::{Engine, EngineError};
 use crate::config::Settings;
 use crate::control::Control;
-use crate::signal::{Signal, Signals};
+use crate::signal::Signals;
 use crate::store::{Filter, Outstanding, StoreError};
 use crate::watch::{State, Watch};
 
@@ -34,7 +34,7 @@ pub enum Ending {
     Ended,
     /// The timeout ran out.
     TimedOut,
-    /// A signal.
+    /// A signal: INT, TERM, or HUP, when its terminal was closed.
     Interrupted,
     /// The API refuses the key of an account for which watches wait; its words.
     Unauthorized(String),
@@ -61,11 +61,11 @@ pub async fn wait(
     options: &WaitOptions,
     mut view: impl FnMut(&[Watch]),
 ) -> anyhow::Result<Waited> {
-    let mut signals = Signals::take()?;
+    let mut signals = Signals::take_to_stop()?;
     let mut waiter = Waiter { control, settings, options, engine: None, asked: None };
     let ending = tokio::select! {
         biased;
-        () = stopped(&mut signals) => Ok(Ending::Interrupted),
+        () = signals.stopped() => Ok(Ending::Interrupted),
         ending = waiter.ending(&mut view) => ending,
     };
     // Whatever it was, what we hold is handed back first.
@@ -75,7 +75,7 @@ pub async fn wait(
             (ending, left)
         }
         (Err(error), Some(engine)) => {
-            engine.stop(Duration::ZERO, stopped(&mut signals)).await?;
+            engine.stop(Duration::ZERO, signals.stopped()).await?;
             return Err(error);
         }
         (ending, None) => (ending?, Vec::new()),
@@ -97,11 +97,11 @@ async fn wind_up(
     if *ending == Ending::Ended {
         tokio::select! {
             biased;
-            () = stopped(signals) => {}
+            () = signals.stopped() => {}
             tried = first_attempts(control, settings, options) => tried?,
         }
     }
-    engine.stop(grace, stopped(signals)).await?;
+    engine.stop(grace, signals.stopped()).await?;
     Ok(control.store.outstanding(options.watches.clone()).await?)
 }
 
@@ -111,10 +111,6 @@ fn is_passing(error: &anyhow::Error) -> bool {
     let store = error.downcast_ref::<StoreError>();
     matches!(store, Some(StoreError::Unavailable(_)))
         || matches!(engine, Some(EngineError::Store(StoreError::Unavailable(_))))
-}
-
-async fn stopped(signals: &mut Signals) {
-    while signals.next().await != Signal::Stop {}
 }
 
 /// Makes the first attempt of each delivery; the further ones are left to a daemon.

@@ -13,6 +13,8 @@ mod layers;
 #[cfg(test)]
 mod pace;
 #[cfg(test)]
+mod pipes;
+#[cfg(test)]
 mod prism;
 #[cfg(test)]
 mod restart;
