@@ -1,6 +1,7 @@
 //! The command line: what can be typed, and how answers are shown. What is done is done by `control`.
 
 mod check;
+mod listen;
 mod output;
 mod progress;
 mod verbs;
@@ -12,6 +13,7 @@ use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 pub use check::check;
+pub use listen::listen;
 pub use output::{Output, complain, exit, show_config};
 pub use progress::{Progress, Screen};
 pub use verbs::{perform, print_waited, watches_for};
@@ -115,6 +117,9 @@ pub enum Command {
     /// Print what happened
     #[command(after_help = "Examples:\n  assetwatch events --since 2h\n  assetwatch events --follow --json")]
     Events(Events),
+    /// Hooks, and a receiver to try them with
+    #[command(subcommand)]
+    Hooks(HooksCommand),
     /// Check configuration, database, key (one real request) and hooks; each line is ok or says what to change
     Check,
     /// The configuration
@@ -240,6 +245,36 @@ pub struct Events {
     /// Only what happened since then: an instant (RFC 3339) or a time ago, e.g. `2h`
     #[arg(long, value_name = "WHEN", value_parser = verbs::since)]
     pub since: Option<String>,
+}
+
+/// `hooks`
+#[derive(Debug, Subcommand)]
+pub enum HooksCommand {
+    /// Receive webhooks here, verify them and print what comes, until interrupted
+    #[command(after_help = "Examples:\n  assetwatch hooks listen --secret-file cms-secret\n  \
+        assetwatch hooks listen 9000 --status 503      (to see how it is tried again)\n\n\
+        A good webhook is answered with 204 or --status, one with a bad signature with 400.")]
+    Listen(Listen),
+}
+
+/// `hooks listen`
+#[derive(Args, Debug)]
+pub struct Listen {
+    /// Where to listen: an address with a port, or a port on loopback
+    #[arg(value_name = "ADDR", default_value = "127.0.0.1:8000")]
+    pub address: String,
+    /// The file with the secrets to verify with, one a line
+    #[arg(long, value_name = "FILE", conflicts_with = "secret_env")]
+    pub secret_file: Option<PathBuf>,
+    /// The variable that holds the secrets
+    #[arg(long, value_name = "NAME")]
+    pub secret_env: Option<String>,
+    /// What to answer a good webhook with
+    #[arg(long, value_name = "CODE", default_value_t = 204, value_parser = clap::value_parser!(u16).range(200..=599))]
+    pub status: u16,
+    /// End after so many webhooks
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub count: Option<u64>,
 }
 
 /// `config`

@@ -18,10 +18,9 @@ use crate::config::{Hook, Target};
 use crate::delivery::{Attempt, Outcome, Parcel};
 
 pub use orphans::adopt as adopt_orphans;
-pub use signature::verify;
+pub use signature::{Signer, verify};
 
 use command::Command;
-use signature::Signer;
 use webhook::Webhook;
 
 /// Every configured hook, ready to be told.

@@ -4,9 +4,10 @@ use std::io::{self, ErrorKind, Write};
 use std::process::ExitCode;
 
 use anyhow::Context;
-use assetwatch::cli::{self, Cli, Command, ConfigCommand, Output, Progress, Screen, exit};
+use assetwatch::cli::{self, Cli, Command, ConfigCommand, HooksCommand, Output, Progress, Screen, exit};
 use assetwatch::config::{self, ConfigError, Environment, Settings};
 use assetwatch::daemon::{self, Ending, EngineError, WaitOptions, Waited};
+use assetwatch::signal::Signals;
 use assetwatch::telemetry::{self, Verbosity};
 use assetwatch::watch::{State, Watch};
 use assetwatch::{clock, demo};
@@ -42,6 +43,10 @@ async fn dispatch(cli: Cli) -> anyhow::Result<u8> {
         Command::Man { command } => man(command),
         Command::Config(ConfigCommand::Show) => cli::show_config(&load()?, output),
         Command::Demo(args) => demo::run(args.keep, output, &screen).await,
+        Command::Hooks(HooksCommand::Listen(args)) => {
+            let mut signals = Signals::take_to_stop()?;
+            cli::listen(args, cli.global.verbose > 0, output, signals.stopped()).await
+        }
         Command::Check => cli::check(&load()?, output).await,
         Command::Run => daemon::run(load()?, load).await.map(|()| exit::OK),
         Command::Wait(args) => wait(args, &load()?, output, &screen).await,

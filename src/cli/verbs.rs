@@ -37,6 +37,7 @@ pub async fn perform(command: Command, control: &Control, output: Output) -> any
         | Command::Check
         | Command::Config(_)
         | Command::Demo(_)
+        | Command::Hooks(_)
         | Command::Completions { .. }
         | Command::Man { .. } => anyhow::bail!("this command is not a verb of the database"),
     }

@@ -40,6 +40,16 @@ impl Signer {
         Self::parse(&name, &text)
     }
 
+    /// How many secrets there are.
+    pub fn secrets(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether one of `signatures` (the value of `webhook-signature`) was made with one of the secrets for this message.
+    pub fn verifies(&self, id: &str, timestamp: &str, body: &[u8], signatures: &str) -> bool {
+        self.0.iter().any(|key| fits(key, id, timestamp, body, signatures))
+    }
+
     fn parse(name: &str, text: &str) -> Result<Self, String> {
         let lines = text.lines().map(str::trim).enumerate().filter(|(_, line)| !line.is_empty());
         let keys = lines.map(|(at, line)| {
@@ -73,8 +83,11 @@ impl Signer {
 /// Whether one of `signatures` (the value of `webhook-signature`) was made with `secret` for this message: what a receiver
 /// does. The comparison takes the same time whatever is wrong.
 pub fn verify(secret: &str, id: &str, timestamp: &str, body: &[u8], signatures: &str) -> bool {
-    let Some(key) = key(secret) else { return false };
-    let mac = key.chain_update(format!("{id}.{timestamp}.")).chain_update(body);
+    key(secret).is_some_and(|key| fits(&key, id, timestamp, body, signatures))
+}
+
+fn fits(key: &Hmac<Sha256>, id: &str, timestamp: &str, body: &[u8], signatures: &str) -> bool {
+    let mac = key.clone().chain_update(format!("{id}.{timestamp}.")).chain_update(body);
     signatures
         .split(' ')
         .filter_map(|signature| STANDARD.decode(signature.strip_prefix("v1,")?).ok())
@@ -126,6 +139,11 @@ mod tests {
             let both = Signer::parse("it", &format!("{secret}\r\n\n  {FIRST}\n")).unwrap();
             let both = both.sign(id, timestamp, body.as_bytes()).unwrap();
             assert!(both.starts_with(&format!("{signature} v1,")), "{both}");
+            let verifier = Signer::parse("it", &format!("whsec_{}\n{secret}", STANDARD.encode([7; 24]))).unwrap();
+            let timestamp = timestamp.to_string();
+            assert!(verifier.verifies(id, &timestamp, body.as_bytes(), &both));
+            assert!(!verifier.verifies(id, &timestamp, b"tampered", &both));
+            assert!(!verifier.verifies("other", &timestamp, body.as_bytes(), &both));
         }
     }
 

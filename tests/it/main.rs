@@ -11,6 +11,8 @@ mod flow;
 #[cfg(test)]
 mod layers;
 #[cfg(test)]
+mod listen;
+#[cfg(test)]
 mod pace;
 #[cfg(test)]
 mod pipes;
