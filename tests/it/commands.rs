@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, test_kill_process};
 
-use crate::rig::{Daemon, KEY, Place, Reply, SOON, Server, binary, eventually, executable, run};
+use crate::rig::{Daemon, KEY, Place, Reply, SOON, Server, binary, eventually, executable, run, run_with};
 
 /// Leaves a process in a session of its own that ignores TERM, has its pid in `$1`, and holds no pipe of ours.
 const ESCAPE: &str = r#"setsid sh -c 'trap "" TERM; echo $$ >"$0.draft"; mv "$0.draft" "$0"; exec sleep 300' "$1" \
@@ -109,6 +109,22 @@ async fn each_misbehaviour_has_its_line_in_the_ledger() {
     assert!(shown.contains("a\u{fffd}b\u{fffd}[31m"), "{shown}");
     eventually(SOON, "nothing is left, not even a zombie", async || children(daemon.pid()).is_empty().then_some(()))
         .await;
+    assert!(daemon.stop().await.success());
+}
+
+/// To reap an orphan is not to reap a command whose end another attempt waits for.
+#[tokio::test(flavor = "multi_thread")]
+async fn attempts_side_by_side_do_not_take_each_others_ends() {
+    const ASSETS: i64 = 200;
+    let hooks = [("brief", "setsid true & true & exit 0", "concurrency = 16\nschedule = [\"1h\"]")];
+    let (_api, place) = place("https://x/".into(), &hooks).await;
+    let daemon = Daemon::start(&place).await;
+    let ids: String = (0..ASSETS).map(|number| format!("ast_{number}\n")).collect();
+    run_with(&place, &["add", "-"], &ids, &[]).await;
+    until_told(&place, ASSETS).await;
+    assert_eq!(place.ask::<String>("SELECT group_concat(DISTINCT outcome) FROM attempts").unwrap(), "delivered");
+    let children = children(daemon.pid());
+    assert!(children.len() < 16, "at most those that ended after the last attempt: {children:?}");
     assert!(daemon.stop().await.success());
 }
 
