@@ -1,5 +1,6 @@
 //! The command line: what can be typed, and how answers are shown. What is done is done by `control`.
 
+mod batches;
 mod check;
 mod listen;
 mod output;
@@ -12,6 +13,7 @@ use std::time::Duration;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
+pub use batches::{BatchCommand, known_batch};
 pub use check::check;
 pub use listen::listen;
 pub use output::{Output, complain, exit, show_config};
@@ -99,12 +101,14 @@ pub enum Command {
     /// Start watching assets
     #[command(
         after_help = "Examples:\n  assetwatch add ast_1 ast_2\n  upload *.mp4 | assetwatch add - --patience 2h\n  \
-        assetwatch add ast_1 --metadata '{\"post\": 7}'\n\nGood ids are added and bad ones named; then the exit code is 1."
+        assetwatch add ast_1 --metadata '{\"post\": 7}'\n  \
+        assetwatch add --batch tuesday --close - < ids.txt\n\n\
+        Good ids are added and bad ones named; then the exit code is 1, and --close leaves the batch open."
     )]
     Add(Add),
     /// Block until assets have settled; adds them if need be
     #[command(after_help = "Examples:\n  assetwatch wait ast_1 ast_2 && ./publish.sh\n  \
-        URL=$(assetwatch wait ast_1 --output url)\n  assetwatch wait ast_1 ast_2 --any --timeout 10m\n\n\
+        URL=$(assetwatch wait ast_1 --output url)\n  assetwatch wait ast_1 ast_2 --any --timeout 10m\n  assetwatch wait --batch tuesday\n\n\
         Beside a running daemon it only looks; alone it polls by itself and makes the first attempt of each delivery.")]
     Wait(Wait),
     /// List watches, newest first
@@ -120,6 +124,9 @@ pub enum Command {
     /// Hooks, and a receiver to try them with
     #[command(subcommand)]
     Hooks(HooksCommand),
+    /// Batches: what belongs together, and when all of it has ended
+    #[command(subcommand)]
+    Batch(BatchCommand),
     /// Check configuration, database, key (one real request) and hooks; each line is ok or says what to change
     Check,
     /// The configuration
@@ -158,6 +165,9 @@ pub struct Add {
     /// A name for what belongs together
     #[arg(long, value_name = "NAME", value_parser = batch)]
     pub batch: Option<String>,
+    /// Close the batch once all ids are added: it takes no more, and `batch.settled` is told when the last one has ended
+    #[arg(long, requires = "batch")]
+    pub close: bool,
     /// Watch assets that have settled once more
     #[arg(long)]
     pub again: bool,
@@ -167,8 +177,11 @@ pub struct Add {
 #[derive(Args, Debug)]
 pub struct Wait {
     /// Asset ids; `-` reads them from stdin, one a line
-    #[arg(required = true, value_name = "ID", value_parser = asset_id())]
+    #[arg(required_unless_present = "batch", value_name = "ID", value_parser = asset_id())]
     pub ids: Vec<String>,
+    /// All watches of this batch instead, those added meanwhile included
+    #[arg(long, value_name = "NAME", value_parser = batch, conflicts_with_all = ["ids", "account"])]
+    pub batch: Option<String>,
     /// The account (API key) to poll with
     #[arg(long, value_name = "NAME", default_value = "default")]
     pub account: String,

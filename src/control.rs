@@ -1,13 +1,15 @@
 //! The verbs, once: what the command line and later the HTTP interface do to watches.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
 
 use crate::clock::{Clock, Timestamp};
+use crate::config::Hook;
 use crate::decide;
-use crate::event::{Event, Fact, Subscription, Telling};
-use crate::store::{AccountRow, Added, EventRow, Filter, History, NewWatch, Store, StoreError};
+use crate::event::{Batch, Event, Fact, Subscription, Telling};
+use crate::store::{AccountRow, Added, EventRow, Filter, History, NewWatch, Store, StoreError, TellBatch};
 use crate::watch::{LONGEST_METADATA, State, Watch, check_asset_id};
 
 /// A daemon whose latest sign of life is older is taken for dead.
@@ -22,8 +24,8 @@ pub struct Control {
     pub store: Store,
     /// What time it is.
     pub clock: Clock,
-    /// Who is told when a watch is cancelled.
-    pub subscriptions: Vec<Subscription>,
+    /// The hooks that the configuration names.
+    pub hooks: Vec<Hook>,
     /// The accounts that the configuration names.
     pub accounts: Vec<String>,
 }
@@ -128,18 +130,16 @@ impl Control {
     /// Stops following the newest watch of an asset; hooks that want to hear of it are told.
     pub async fn cancel(&self, asset_id: &str, account: Option<&str>) -> Result<Cancelled, StoreError> {
         let Some(newest) = self.newest(asset_id, account).await? else { return Ok(Cancelled::Unknown) };
-        let (now, subscriptions) = (self.clock.now(), self.subscriptions.clone());
+        let (now, subscriptions) = (self.clock.now(), self.subscriptions());
         let install_id = self.store.install_id().to_owned();
         let before = newest.state;
-        let ended = self
-            .store
-            .end(newest.id, move |watch| {
-                let after = decide::cancelled(watch, now);
-                let telling = Telling { install_id: &install_id, subscriptions: &subscriptions };
-                let event = Event::new(&Fact::Cancelled, &after, watch.asset.status.as_deref(), now, &telling);
-                (after, vec![event])
-            })
-            .await?;
+        let rule = move |watch: &Watch| {
+            let after = decide::cancelled(watch, now);
+            let telling = Telling { install_id: &install_id, subscriptions: &subscriptions };
+            let event = Event::new(&Fact::Cancelled, &after, watch.asset.status.as_deref(), now, &telling);
+            (after, vec![event])
+        };
+        let ended = self.store.end(newest.id, rule, self.tell_batch()).await?;
         Ok(match ended {
             None => Cancelled::Unknown,
             // It may have settled between the look and the write: then it was not cancelled.
@@ -148,6 +148,11 @@ impl Control {
             }
             Some(watch) => Cancelled::Ended(Box::new(watch)),
         })
+    }
+
+    /// Closes a batch, which may settle with it; none when there is no such batch.
+    pub async fn close_batch(&self, name: &str) -> Result<Option<Batch>, StoreError> {
+        self.store.close_batch(name.to_owned(), self.clock.now(), self.tell_batch()).await
     }
 
     /// The newest watch of an asset.
@@ -167,7 +172,7 @@ impl Control {
         let history = self.store.history(watch.id).await?;
         let accounts = self.store.accounts().await?;
         let account_closed = accounts.into_iter().find(|row| row.name == watch.account && row.closure.is_some());
-        let hooks = self.subscriptions.iter().map(|subscription| told(subscription, &watch, &history)).collect();
+        let hooks = self.subscriptions().iter().map(|subscription| told(subscription, &watch, &history)).collect();
         Ok(Some(Shown { watch, account_closed, history, hooks }))
     }
 
@@ -180,6 +185,19 @@ impl Control {
     pub async fn unnamed_accounts(&self) -> Result<Vec<String>, StoreError> {
         let waiting = self.store.waiting_accounts().await?;
         Ok(waiting.into_iter().filter(|name| !self.accounts.contains(name)).collect())
+    }
+
+    /// Who is told of what, by the configuration.
+    pub fn subscriptions(&self) -> Vec<Subscription> {
+        self.hooks.iter().map(|hook| hook.subscription.clone()).collect()
+    }
+
+    /// How hooks are told of a batch that has settled.
+    pub fn tell_batch(&self) -> TellBatch {
+        let (install_id, subscriptions) = (self.store.install_id().to_owned(), self.subscriptions());
+        Arc::new(move |batch| {
+            Event::batch_settled(batch, &Telling { install_id: &install_id, subscriptions: &subscriptions })
+        })
     }
 
     /// Events after `after`, oldest first.

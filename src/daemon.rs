@@ -26,7 +26,6 @@ pub async fn open(settings: &Settings) -> Result<Control, StoreError> {
 
 /// What the verbs take of these settings.
 fn control(store: Store, clock: Clock, settings: &Settings) -> Control {
-    let subscriptions = settings.hooks.iter().map(|hook| hook.subscription.clone()).collect();
     let accounts = settings.accounts.iter().map(|account| account.name.clone()).collect();
-    Control { store, clock, subscriptions, accounts }
+    Control { store, clock, hooks: settings.hooks.clone(), accounts }
 }

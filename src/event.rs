@@ -264,6 +264,12 @@ impl Event {
         }
     }
 
+    /// The event that tells that `batch` has settled.
+    pub fn batch_settled(batch: &Batch, telling: &Telling<'_>) -> Self {
+        let now = batch.settled_at.unwrap_or(batch.created_at);
+        Self::of_notice(&Notice::BatchSettled(batch.clone()), [0; 16], now, telling)
+    }
+
     /// The event that tells of `notice`. A batch settles once, so its event has an id that can be computed again; the
     /// others have a `random` one.
     pub fn of_notice(notice: &Notice, random: [u8; 16], now: Timestamp, telling: &Telling<'_>) -> Self {

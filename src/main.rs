@@ -66,8 +66,11 @@ fn verbosity(cli: &Cli) -> Verbosity {
 
 async fn wait(args: cli::Wait, settings: &Settings, output: Output, screen: &Screen) -> anyhow::Result<u8> {
     let control = daemon::open(settings).await?;
-    let watches = cli::watches_for(args.ids, &args.account, &control, output).await?;
-    let options = WaitOptions { watches, timeout: args.timeout, any: args.any };
+    let watches = match &args.batch {
+        Some(name) => cli::known_batch(name, &control).await.map(|_| Vec::new())?,
+        None => cli::watches_for(args.ids, &args.account, &control, output).await?,
+    };
+    let options = WaitOptions { watches, batch: args.batch, timeout: args.timeout, any: args.any };
     let mut progress = Progress::new(&output, screen, clock::Clock::system());
     let waited = daemon::wait(&control, settings, &options, |watches| progress.show(watches)).await?;
     progress.end();

@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use crate::clock::{Clock, Dice, Tick, Timestamp};
 use crate::decide::{self, Moment, Polled, Rules};
-use crate::event::{Event, Fact, Notice, Subscription, Telling};
+use crate::event::{Batch, Event, Fact, Notice, Subscription, Telling};
 use crate::pace::{Closure, Pace, Room, Turn};
 use crate::pump::{Gate, Live, Wake, Work, insist};
-use crate::store::{AccountRow, Claimed, Lane, Store, StoreError, Terms};
+use crate::store::{AccountRow, Claimed, Lane, Store, StoreError, TellBatch, Terms};
 use crate::watch::{Reason, State, Watch};
 
 /// A lease lasts as long as a request may, and this much for the writing.
@@ -56,6 +56,8 @@ pub struct Poller {
     pub accounts: BTreeMap<String, Account>,
     /// Who is told.
     pub subscriptions: Vec<Subscription>,
+    /// How they are told when a watch was the last of its batch.
+    pub tell_batch: TellBatch,
     /// Only these watches; all when absent.
     pub only: Option<Vec<i64>>,
     /// Our own pump, for when a request has ended but its worker has not.
@@ -194,10 +196,13 @@ impl Poller {
         let telling = Telling { install_id: self.store.install_id(), subscriptions: &self.subscriptions };
         let previous = before.asset.status.as_deref();
         let events: Vec<Event> = facts.iter().map(|fact| Event::new(fact, &after, previous, now, &telling)).collect();
-        match insist(|| self.store.record(after.clone(), events.clone())).await {
-            Ok(()) => {
+        match insist(|| self.store.record(after.clone(), events.clone(), self.tell_batch.clone())).await {
+            Ok(batch) => {
                 self.log(&after, now);
-                if events.iter().any(|event| !event.addressees.is_empty()) {
+                if let Some(Batch { name, watches, .. }) = &batch {
+                    tracing::info!(batch = name, batch.watches = watches, "the batch has settled");
+                }
+                if batch.is_some() || events.iter().any(|event| !event.addressees.is_empty()) {
                     self.told.wake();
                 }
             }

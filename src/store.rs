@@ -12,6 +12,7 @@
 //! No rusqlite type leaves this module.
 
 mod accounts;
+mod batches;
 mod commit;
 mod lease;
 mod ledger;
@@ -26,6 +27,7 @@ use std::time::Duration;
 use rusqlite::Connection;
 
 pub use accounts::AccountRow;
+pub use batches::TellBatch;
 pub use ledger::{AttemptRow, DaemonRow, EventRow, History, Outstanding};
 pub use watches::{Added, Filter, NewWatch};
 

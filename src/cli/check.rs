@@ -90,7 +90,7 @@ async fn database(settings: &Settings) -> Vec<Line> {
         Ok(store) => store,
         Err(error) => return vec![line("database", Finding::Bad, error.to_string())],
     };
-    let control = Control { store, clock: Clock::system(), subscriptions: Vec::new(), accounts: Vec::new() };
+    let control = Control { store, clock: Clock::system(), hooks: Vec::new(), accounts: Vec::new() };
     let unusable = |error: StoreError| line("database", Finding::Bad, error.to_string());
     let mut lines = match written(&control).await {
         Ok(waiting) => {

@@ -3,11 +3,12 @@
 use std::io::{self, BufRead};
 use std::time::{Duration, SystemTime};
 
+use super::batches;
 use super::output::{Output, complain, exit, plain, span, summary, unheard, word};
 use super::{Add, Cancel, Command, Events, List, One, WaitOutput};
 use crate::clock::Timestamp;
 use crate::control::{AddOptions, AddOutcome, AddResult, Cancelled, Control, Shown, account_standing};
-use crate::event::Gist;
+use crate::event::{Batch, Gist};
 use crate::store::{EventRow, Filter};
 use crate::watch::{State, Watch};
 
@@ -32,6 +33,7 @@ pub async fn perform(command: Command, control: &Control, output: Output) -> any
         Command::Show(args) => show(args, control, output).await,
         Command::Cancel(args) => cancel(args, control, output).await,
         Command::Events(args) => events(args, control, output).await,
+        Command::Batch(args) => batches::perform(args, control, output).await,
         Command::Run
         | Command::Wait(_)
         | Command::Check
@@ -70,14 +72,18 @@ async fn add(args: Add, control: &Control, output: Output) -> anyhow::Result<u8>
     loop {
         let portion = ids.by_ref().take(PORTION).collect::<Result<Vec<_>, _>>()?;
         if portion.is_empty() {
-            return Ok(if good { exit::OK } else { exit::FAILURE });
+            break;
         }
         for result in control.add(portion, &options).await? {
             good &= result.error.is_none();
             // Ids that are still to come are added, whoever listens.
-            unheard(print_added(&result, output))?;
+            unheard(print_added(&result, &options, output))?;
         }
     }
+    if let Some(batch) = options.batch.filter(|_| args.close) {
+        good = batches::close_after(&batch, good, control, output).await?;
+    }
+    Ok(if good { exit::OK } else { exit::FAILURE })
 }
 
 /// The daemon may have another configuration, so it is only said.
@@ -90,7 +96,7 @@ fn warn_of_account(account: &str, control: &Control, output: Output) {
     }
 }
 
-fn print_added(result: &AddResult, output: Output) -> io::Result<()> {
+fn print_added(result: &AddResult, options: &AddOptions, output: Output) -> io::Result<()> {
     if output.json {
         return output.object(result);
     }
@@ -102,7 +108,9 @@ fn print_added(result: &AddResult, output: Output) -> io::Result<()> {
     match (&result.watch, result.result) {
         (Some(watch), AddOutcome::Watching) => output.line(&format!("watching {id} since {}", watch.created_at)),
         (Some(watch), AddOutcome::Settled) => {
-            output.line(&format!("settled {}; `--again` watches it once more", summary(watch)))
+            let elsewhere = options.batch.is_some() && watch.batch != options.batch;
+            let but = if elsewhere { ", in this batch" } else { "" };
+            output.line(&format!("settled {}; `--again` watches it once more{but}", summary(watch)))
         }
         _ => output.line(&format!("added {id}")),
     }
@@ -305,9 +313,31 @@ fn print_event(event: &EventRow, output: Output) -> io::Result<()> {
         return output.object(event);
     }
     let gist = Gist::of(event.body.as_bytes());
-    let field = |text: Option<String>| plain(&text.unwrap_or_default());
-    let (asset, url) = (field(gist.asset_id), field(gist.url));
-    output.line(format!("{} {} {asset} {url}", event.created_at, plain(&event.event_type)).trim_end())
+    let says = match gist.asset_id {
+        Some(asset) => format!("{} {}", plain(&asset), plain(&gist.url.unwrap_or_default())),
+        None => plain(&notice(event)),
+    };
+    output.line(format!("{} {} {says}", event.created_at, plain(&event.event_type)).trim_end())
+}
+
+/// What an event says that speaks of no asset: its fields, in a line.
+fn notice(event: &EventRow) -> String {
+    let told = serde_json::from_str::<serde_json::Value>(&event.body).unwrap_or_default();
+    let data = &told["data"];
+    let text = |value: &serde_json::Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    let count = |value: &serde_json::Value| value.as_i64().unwrap_or(0);
+    if event.event_type == "batch.settled" {
+        let statuses = data["statuses"].as_object().into_iter().flatten();
+        let batch = Batch {
+            abandoned: count(&data["abandoned"]),
+            cancelled: count(&data["cancelled"]),
+            statuses: statuses.map(|(status, value)| (status.clone(), count(value))).collect(),
+            ..Batch::default()
+        };
+        return format!("{}: {} watches, {}", text(&data["batch"]), count(&data["watches"]), batches::ended(&batch));
+    }
+    let fields = data.as_object().into_iter().flatten();
+    fields.map(|(name, value)| format!("{name}={}", text(value))).collect::<Vec<_>>().join(" ")
 }
 
 /// Whether `--since` can be understood; what it means depends on the time.

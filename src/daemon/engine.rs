@@ -96,6 +96,7 @@ impl Engine {
             owner: owner.clone(),
             accounts,
             subscriptions: settings.hooks.iter().map(|hook| hook.subscription.clone()).collect(),
+            tell_batch: control.tell_batch(),
             only: only.clone(),
             wake: polling.clone(),
             told: telling.clone(),

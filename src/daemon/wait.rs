@@ -19,8 +19,10 @@ const ASK: Duration = Duration::from_secs(1);
 /// What is waited for.
 #[derive(Clone, Debug, Default)]
 pub struct WaitOptions {
-    /// The watches.
+    /// The watches; none when a batch is waited for.
     pub watches: Vec<i64>,
+    /// All watches of this batch, those included that are added meanwhile.
+    pub batch: Option<String>,
     /// The longest to wait.
     pub timeout: Option<Duration>,
     /// Whether one that has ended is enough.
@@ -62,7 +64,7 @@ pub async fn wait(
     mut view: impl FnMut(&[Watch]),
 ) -> anyhow::Result<Waited> {
     let mut signals = Signals::take_to_stop()?;
-    let mut waiter = Waiter { control, settings, options, engine: None, asked: None };
+    let mut waiter = Waiter { control, settings, options, engine: None, polled: Vec::new(), asked: None };
     let ending = tokio::select! {
         biased;
         () = signals.stopped() => Ok(Ending::Interrupted),
@@ -85,6 +87,10 @@ pub async fn wait(
     Ok(Waited { ending, watches, left })
 }
 
+fn ids(watches: &[Watch]) -> Vec<i64> {
+    watches.iter().map(|watch| watch.id).collect()
+}
+
 /// Makes the first attempts, if there is time, and hands everything back; what is left is somebody else's.
 async fn wind_up(
     control: &Control,
@@ -102,7 +108,7 @@ async fn wind_up(
         }
     }
     engine.stop(grace, signals.stopped()).await?;
-    Ok(control.store.outstanding(options.watches.clone()).await?)
+    Ok(control.store.outstanding(ids(&in_order(control, options).await?)).await?)
 }
 
 /// A locked or full database is waited out.
@@ -119,8 +125,9 @@ fn is_passing(error: &anyhow::Error) -> bool {
 async fn first_attempts(control: &Control, settings: &Settings, options: &WaitOptions) -> Result<(), StoreError> {
     let longest = settings.hooks.iter().map(|hook| hook.timeout).max().unwrap_or_default();
     let deadline = Instant::now() + longest + settings.grace;
+    let watches = ids(&in_order(control, options).await?);
     while Instant::now() < deadline {
-        let outstanding = control.store.outstanding(options.watches.clone()).await?;
+        let outstanding = control.store.outstanding(watches.clone()).await?;
         let ours = |hook: &str| settings.hooks.iter().any(|known| known.subscription.hook == hook);
         if !outstanding.iter().any(|hook| hook.untried > 0 && ours(&hook.hook)) {
             break;
@@ -131,6 +138,11 @@ async fn first_attempts(control: &Control, settings: &Settings, options: &WaitOp
 }
 
 async fn in_order(control: &Control, options: &WaitOptions) -> Result<Vec<Watch>, StoreError> {
+    if options.batch.is_some() {
+        let mut watches = control.list(Filter { batch: options.batch.clone(), ..Filter::default() }).await?;
+        watches.reverse();
+        return Ok(watches);
+    }
     let filter = Filter { ids: Some(options.watches.clone()), ..Filter::default() };
     let mut watches = control.list(filter).await?;
     watches.sort_by_key(|watch| options.watches.iter().position(|id| *id == watch.id));
@@ -143,6 +155,8 @@ struct Waiter<'a> {
     options: &'a WaitOptions,
     /// What polls, while nobody else does.
     engine: Option<Engine>,
+    /// The watches that it polls.
+    polled: Vec<i64>,
     /// When it was asked last whether a daemon is alive.
     asked: Option<Instant>,
 }
@@ -175,7 +189,7 @@ impl Waiter<'_> {
         if self.have_ended(&watches) {
             return Ok(Some(Ending::Ended));
         }
-        self.see_to_polling().await?;
+        self.see_to_polling(ids(&watches)).await?;
         if let Some(said) = self.unauthorized(&watches).await? {
             return Ok(Some(Ending::Unauthorized(said)));
         }
@@ -202,19 +216,22 @@ impl Waiter<'_> {
     }
 
     /// However many wait for an asset, it is polled once: by the daemon if one is alive, and else under leases.
-    async fn see_to_polling(&mut self) -> Result<(), EngineError> {
+    async fn see_to_polling(&mut self, watches: Vec<i64>) -> Result<(), EngineError> {
         if self.asked.is_some_and(|asked| asked.elapsed() < ASK) {
             return Ok(());
         }
         self.asked = Some(Instant::now());
         let daemon = self.control.daemon_is_alive().await?;
-        match self.engine.take() {
-            Some(engine) if daemon => engine.stop(self.settings.grace, std::future::pending()).await?,
-            None if !daemon => {
-                let only = Some(self.options.watches.clone());
-                self.engine = Some(Engine::start(self.control, self.settings, only, None).await?);
+        if !daemon && (self.engine.is_none() || self.polled != watches) {
+            // A batch has grown: what is known of the accounts goes over to an engine for all of it.
+            let only = Some(watches.clone());
+            let next = Engine::start(self.control, self.settings, only, self.engine.as_ref()).await?;
+            self.polled = watches;
+            if let Some(engine) = self.engine.replace(next) {
+                engine.stop(self.settings.grace, std::future::pending()).await?;
             }
-            unchanged => self.engine = unchanged,
+        } else if daemon && let Some(engine) = self.engine.take() {
+            engine.stop(self.settings.grace, std::future::pending()).await?;
         }
         Ok(())
     }

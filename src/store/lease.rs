@@ -114,12 +114,12 @@ fn rows(line: &Line, sort: Sort) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::super::{Store, ledger, lock, open, watches};
     use super::*;
 
     /// A database with many rows of each kind, in two lanes.
-    fn full(directory: &tempfile::TempDir) -> Store {
+    pub fn full(directory: &tempfile::TempDir) -> Store {
         let store = open::open(&directory.path().join("assetwatch.db")).unwrap();
         let numbers = "WITH RECURSIVE number (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM number WHERE n < 600)";
         let lease = "iif(n % 3 = 0, 'us', NULL), iif(n % 3 = 0, n, NULL)";
@@ -143,7 +143,7 @@ mod tests {
     }
 
     /// The plan searches by this index, and never reads a whole table or sorts.
-    fn assert_searches(connection: &Connection, sql: &str, index: &str) {
+    pub fn assert_searches(connection: &Connection, sql: &str, index: &str) {
         let plan = plan(connection, sql);
         assert!(
             plan.iter().any(|step| step.starts_with("SEARCH") && step.contains(index)),

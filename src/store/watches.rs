@@ -7,9 +7,9 @@ use rusqlite::{Connection, OptionalExtension, params, params_from_iter};
 
 use super::lease::{self, Line};
 use super::rows::{Columns, WATCH, watch};
-use super::{Claimed, Lane, Store, StoreError, Terms, ledger};
+use super::{Claimed, Lane, Store, StoreError, TellBatch, Terms, batches, ledger};
 use crate::clock::Timestamp;
-use crate::event::Event;
+use crate::event::{Batch, Event};
 use crate::watch::{State, Watch};
 
 pub(super) const LINE: Line = Line { table: "watches", lane: "account", watch: "id", in_order: "" };
@@ -89,20 +89,22 @@ impl Store {
     }
 
     /// Writes a watch as it stands after a poll, with the events that tell of it and one delivery for each of their
-    /// hooks, all or nothing, if `after.generation` still holds the lease.
+    /// hooks, all or nothing, if `after.generation` still holds the lease. If it was the last of a closed batch, that
+    /// settles with it, is told of as `tell` says, and is returned.
     ///
     /// # Errors
     /// [`StoreError::LeaseLost`] when somebody else has claimed the watch since, or it has ended.
-    pub async fn record(&self, after: Watch, events: Vec<Event>) -> Result<(), StoreError> {
-        self.write(move |connection| update(connection, &after, &events)).await
+    pub async fn record(&self, after: Watch, events: Vec<Event>, tell: TellBatch) -> Result<Option<Batch>, StoreError> {
+        self.write(move |connection| update(connection, &after, &events, &tell)).await
     }
 
-    /// Ends a waiting watch by hand: `rule` makes what is written out of what stands there, in the same transaction.
-    /// A watch that does not wait is returned as it is.
+    /// Ends a waiting watch by hand: `rule` makes what is written out of what stands there, in the same transaction,
+    /// and its batch may settle with it as with [`Store::record`]. A watch that does not wait is returned as it is.
     pub async fn end(
         &self,
         id: i64,
         rule: impl FnOnce(&Watch) -> (Watch, Vec<Event>) + Send + 'static,
+        tell: TellBatch,
     ) -> Result<Option<Watch>, StoreError> {
         self.write(move |connection| {
             let sql = format!("SELECT {WATCH} FROM watches WHERE id = ?1");
@@ -112,7 +114,7 @@ impl Store {
                 return Ok(Some(before));
             }
             let (after, events) = rule(&before);
-            update(connection, &after, &events)?;
+            update(connection, &after, &events, &tell)?;
             Ok(Some(after))
         })
         .await
@@ -226,7 +228,12 @@ fn claim_lane(
     Ok(Claimed { lane: lane.name.clone(), rows, next_due, alone: waiting < 2 })
 }
 
-fn update(connection: &Connection, after: &Watch, events: &[Event]) -> Result<(), StoreError> {
+fn update(
+    connection: &Connection,
+    after: &Watch,
+    events: &[Event],
+    tell: &TellBatch,
+) -> Result<Option<Batch>, StoreError> {
     let asset = &after.asset;
     let changed = connection
         .prepare_cached(
@@ -267,7 +274,11 @@ fn update(connection: &Connection, after: &Watch, events: &[Event]) -> Result<()
     if changed == 0 {
         return Err(StoreError::LeaseLost);
     }
-    events.iter().try_for_each(|event| ledger::tell(connection, event))
+    events.iter().try_for_each(|event| ledger::tell(connection, event))?;
+    match (&after.batch, after.settled_at) {
+        (Some(batch), Some(ended_at)) => batches::settle(connection, batch, ended_at, tell),
+        _ => Ok(None),
+    }
 }
 
 fn list(connection: &Connection, filter: &Filter) -> Result<Vec<Watch>, StoreError> {

@@ -2,6 +2,7 @@
 //! SQLite connections.
 
 mod adding;
+mod batches;
 mod claiming;
 mod commits;
 mod delivering;
@@ -9,12 +10,13 @@ mod interface;
 mod opening;
 mod recording;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use assetwatch::clock::Timestamp;
 use assetwatch::delivery::{Delivery, Parcel};
 use assetwatch::event::{Addressee, Event, Notice, Subscription, Telling, Topic};
-use assetwatch::store::{Added, Claimed, Filter, Lane, NewWatch, Store, Terms};
+use assetwatch::store::{Added, Claimed, Filter, Lane, NewWatch, Store, TellBatch, Terms};
 use assetwatch::watch::{Asset, Since, State, Watch};
 use rusqlite::types::FromSql;
 use rusqlite::{Connection, OptionalExtension};
@@ -83,7 +85,7 @@ impl Base {
     /// A watch that has settled, with one event of it for these hooks.
     async fn settled(&self, asset_id: &str, hooks: &[&str]) -> Watch {
         let watch = settled(&self.leased(asset_id).await);
-        self.store.record(watch.clone(), vec![event(&watch, "asset.active", hooks)]).await.unwrap();
+        self.store.record(watch.clone(), vec![event(&watch, "asset.active", hooks)], nobody()).await.unwrap();
         watch
     }
 
@@ -140,6 +142,24 @@ fn event(watch: &Watch, event_type: &str, hooks: &[&str]) -> Event {
         created_at: NOW,
         addressees: hooks.iter().map(|hook| addressee(hook)).collect(),
     }
+}
+
+/// The batch's event, which no hook hears of.
+fn nobody() -> TellBatch {
+    told_to(&[])
+}
+
+/// The batch's event, for these hooks.
+fn told_to(hooks: &[&str]) -> TellBatch {
+    let addressees: Vec<Addressee> = hooks.iter().map(|hook| addressee(hook)).collect();
+    Arc::new(move |batch| Event {
+        id: format!("evt_{}", batch.name),
+        watch_id: None,
+        event_type: "batch.settled".into(),
+        body: serde_json::to_vec(batch).unwrap(),
+        created_at: batch.settled_at.unwrap(),
+        addressees: addressees.clone(),
+    })
 }
 
 fn addressee(hook: &str) -> Addressee {

@@ -20,7 +20,7 @@ use assetwatch::pace::{Limits, Pace};
 use assetwatch::poller::{Account, Poller};
 use assetwatch::pump::{self, Gate, Live, Phase, Stop, Wake, Work};
 use assetwatch::relay::{HookLane, Perform, Relay};
-use assetwatch::store::{AccountRow, Added, Claimed, Filter, Lane, NewWatch, Store, StoreError, Terms};
+use assetwatch::store::{AccountRow, Added, Claimed, Filter, Lane, NewWatch, Store, StoreError, TellBatch, Terms};
 use assetwatch::watch::{Asset, Watch};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -105,7 +105,7 @@ impl World {
         let subscriptions: Vec<_> = hooks.iter().map(|hook| subscription(hook)).collect();
         let telling = Telling { install_id: self.store.install_id(), subscriptions: &subscriptions };
         let events = facts.iter().map(|fact| Event::new(fact, &after, None, now, &telling)).collect();
-        self.store.record(after, events).await.unwrap();
+        self.store.record(after, events, self.tell_batch()).await.unwrap();
         watch.id
     }
 
@@ -140,11 +140,18 @@ impl World {
             owner: "us".into(),
             accounts: apis.iter().map(|api| (api.name.into(), api.account())).collect(),
             subscriptions: vec![subscription("cms")],
+            tell_batch: self.tell_batch(),
             only: None,
             wake: Wake::default(),
             told: Wake::default(),
             unknown: Mutex::default(),
         })
+    }
+
+    /// No hook of theirs hears of batches.
+    fn tell_batch(&self) -> TellBatch {
+        let install_id = self.store.install_id().to_owned();
+        Arc::new(move |batch| Event::batch_settled(batch, &Telling { install_id: &install_id, subscriptions: &[] }))
     }
 
     /// A relay for these receivers.

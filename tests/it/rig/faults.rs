@@ -21,6 +21,10 @@ impl Latch {
         self.0.send_replace(true);
     }
 
+    pub fn is_open(&self) -> bool {
+        *self.0.borrow()
+    }
+
     pub async fn opened(&self) {
         self.0.subscribe().wait_for(|open| *open).await.unwrap();
     }

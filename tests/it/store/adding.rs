@@ -54,9 +54,9 @@ async fn what_has_ended_before() {
     let settled = base.settled("settled", &[]).await;
     let again = Watch { polls: 0, ..base.leased("abandoned").await };
     let abandoned = Watch { state: State::Abandoned, reason: Some(Reason::Missing), ..settled_without_status(&again) };
-    base.store.record(abandoned, Vec::new()).await.unwrap();
+    base.store.record(abandoned, Vec::new(), nobody()).await.unwrap();
     let cancelled = base.add(&["cancelled"]).await.remove(0);
-    base.store.end(cancelled.id, |watch| (cancelled_now(watch), Vec::new())).await.unwrap();
+    base.store.end(cancelled.id, |watch| (cancelled_now(watch), Vec::new()), nobody()).await.unwrap();
     assert_eq!(add(&base, new("settled"), false).await, ("known", Some(settled.id)));
     for (asset, again) in [("settled", true), ("abandoned", false), ("cancelled", false)] {
         let (done, id) = add(&base, new(asset), again).await;

@@ -26,7 +26,7 @@ async fn writes_that_wait_at_the_same_time_share_a_commit() {
     let mut records = tokio::task::JoinSet::new();
     for watch in &watches {
         let (store, after) = (base.store.clone(), settled(watch));
-        records.spawn(async move { store.record(after, Vec::new()).await });
+        records.spawn(async move { store.record(after, Vec::new(), nobody()).await });
     }
     // Whoever began first waits for the lock; the rest have queued behind it once all tasks have run.
     for _ in 0..1_000 {
@@ -54,13 +54,13 @@ async fn a_write_that_fails_undoes_itself_and_nobody_else() {
             6 => after.generation -= 1,
             _ => {}
         }
-        records.spawn(async move { (n, store.record(after, vec![told]).await) });
+        records.spawn(async move { (n, store.record(after, vec![told], nobody()).await) });
     }
     for (n, result) in records.join_all().await {
         match n % 9 {
             3 => assert!(matches!(result, Err(StoreError::Refused(_))), "{n}: {result:?}"),
             6 => assert_eq!(result, Err(StoreError::LeaseLost), "{n}"),
-            _ => assert_eq!(result, Ok(()), "{n}"),
+            _ => assert_eq!(result, Ok(None), "{n}"),
         }
     }
     let counts = "SELECT count(*) FROM watches WHERE state = 'settled' UNION ALL SELECT count(*) FROM events
@@ -77,11 +77,15 @@ async fn a_write_that_panics_takes_nobody_along() {
     let watch = base.add(&["a"]).await.remove(0);
     let (begun, has_begun) = tokio::sync::oneshot::channel();
     let (go_on, may_go_on) = std::sync::mpsc::channel();
-    let held = base.store.end(watch.id, move |watch| {
-        begun.send(()).unwrap();
-        may_go_on.recv().unwrap();
-        (waiting(watch, NOW), Vec::new())
-    });
+    let held = base.store.end(
+        watch.id,
+        move |watch| {
+            begun.send(()).unwrap();
+            may_go_on.recv().unwrap();
+            (waiting(watch, NOW), Vec::new())
+        },
+        nobody(),
+    );
     // These gather while the first one is held, and share the next transaction.
     let release = async {
         has_begun.await.unwrap();
@@ -89,7 +93,7 @@ async fn a_write_that_panics_takes_nobody_along() {
         go_on.send(()).unwrap();
     };
     let before = base.store.add(vec![new("before")], false, NOW);
-    let panicking = base.store.end(watch.id, |_| panic!("this panic is part of the test"));
+    let panicking = base.store.end(watch.id, |_| panic!("this panic is part of the test"), nobody());
     let after = base.store.add(vec![new("after")], false, NOW);
     let all = async { tokio::join!(held, before, panicking, after, release) };
     let (held, before, panicking, after, ()) = tokio::time::timeout(MINUTE, all).await.expect("all are answered");
@@ -109,7 +113,7 @@ async fn a_write_happens_even_if_nobody_waits_for_it() {
     let watch = base.leased("a").await;
     let (lock, store, after) = (base.foreign(), base.store.clone(), settled(&watch));
     lock.execute_batch("BEGIN IMMEDIATE").unwrap();
-    let record = tokio::spawn(async move { store.record(after, Vec::new()).await });
+    let record = tokio::spawn(async move { store.record(after, Vec::new(), nobody()).await });
     tokio::task::yield_now().await;
     record.abort();
     assert!(record.await.unwrap_err().is_cancelled());
@@ -147,7 +151,7 @@ async fn a_locked_database_is_unavailable_and_then_available_again() {
     other.execute_batch("BEGIN EXCLUSIVE").unwrap();
     let began = std::time::Instant::now();
     let (record, add, open) = tokio::join!(
-        base.store.record(settled(&watch), Vec::new()),
+        base.store.record(settled(&watch), Vec::new(), nobody()),
         base.store.add(vec![new("b")], false, NOW),
         Store::open(&new_file),
     );
@@ -159,7 +163,7 @@ async fn a_locked_database_is_unavailable_and_then_available_again() {
     assert_eq!(base.watch(watch.id).await, watch, "looks do not wait, and nothing was written");
     lock.execute_batch("ROLLBACK").unwrap();
     other.execute_batch("ROLLBACK").unwrap();
-    base.store.record(settled(&watch), Vec::new()).await.unwrap();
+    base.store.record(settled(&watch), Vec::new(), nobody()).await.unwrap();
     assert_eq!(base.watch(watch.id).await.state, State::Settled);
     Store::open(&new_file).await.unwrap();
 }

@@ -127,10 +127,10 @@ async fn a_hook_is_told_of_one_watch_in_order() {
 async fn a_lease_that_expires_behind_an_earlier_delivery_is_not_due() {
     let base = Base::new().await;
     let watch = base.leased("a").await;
-    base.store.record(waiting(&watch, NOW), vec![event(&watch, "first", &["cms"])]).await.unwrap();
+    base.store.record(waiting(&watch, NOW), vec![event(&watch, "first", &["cms"])], nobody()).await.unwrap();
     base.execute("UPDATE deliveries SET state = 'dead', due_at = NULL, finished_at = 1");
     let again = base.claim(terms(&[("default", 1)])).await.remove(0).rows.remove(0);
-    base.store.record(settled(&again), vec![event(&again, "second", &["cms"])]).await.unwrap();
+    base.store.record(settled(&again), vec![event(&again, "second", &["cms"])], nobody()).await.unwrap();
     assert_eq!(claimable(&base, "cms", Duration::ZERO).await, [(watch.id, "second".into())]);
     let retried = (NOW + HOUR).as_millis();
     base.execute(&format!(
@@ -319,10 +319,13 @@ async fn an_undelivered_processing_does_not_keep_the_end_waiting() {
     for verdict in undelivered {
         let base = Base::new().await;
         let watch = base.leased("a").await;
-        base.store.record(waiting(&watch, NOW), vec![event(&watch, "asset.processing", &["cms"])]).await.unwrap();
+        base.store
+            .record(waiting(&watch, NOW), vec![event(&watch, "asset.processing", &["cms"])], nobody())
+            .await
+            .unwrap();
         let parcel = base.parcels(terms(&[("cms", 1)])).await.remove(0);
         let again = base.claim(terms(&[("default", 1)])).await.remove(0).rows.remove(0);
-        base.store.record(settled(&again), vec![event(&again, "asset.active", &["cms"])]).await.unwrap();
+        base.store.record(settled(&again), vec![event(&again, "asset.active", &["cms"])], nobody()).await.unwrap();
         assert!(base.parcels(terms(&[("cms", 9)])).await.is_empty(), "in order: the first one is under way");
         let attempt = Attempt::bare(Outcome::Interrupted);
         base.store.finish(parcel, attempt, verdict, NOW).await.unwrap();

@@ -113,7 +113,7 @@ async fn whatever_others_wrote_can_be_read() {
     assert_eq!((watch.streaks.failures, watch.streaks.waiting), (0, u32::MAX));
     let claimed = base.claim(terms(&[("default", 1)])).await.remove(0).rows.remove(0);
     assert_eq!(claimed.generation, -4);
-    base.store.record(settled(&claimed), vec![event(&claimed, "asset.active", &["cms"])]).await.unwrap();
+    base.store.record(settled(&claimed), vec![event(&claimed, "asset.active", &["cms"])], nobody()).await.unwrap();
     base.execute("UPDATE events SET body = x'ff'; UPDATE deliveries SET last_error = CAST(x'ff' AS TEXT)");
     assert_eq!(base.store.history(1).await.unwrap().events[0].body, "\u{fffd}");
     assert_eq!(base.parcels(terms(&[("cms", 1)])).await[0].body, [0xff], "what is sent is what stands there");

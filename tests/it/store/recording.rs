@@ -34,7 +34,7 @@ async fn every_field_of_a_poll_is_written() {
         lost_base: Some(77),
         ..watch
     };
-    base.store.record(after.clone(), Vec::new()).await.unwrap();
+    base.store.record(after.clone(), Vec::new(), nobody()).await.unwrap();
     assert_eq!(base.watch(after.id).await, after);
     let claimed = base.claim(later(7 * SECOND, &[("default", 1)])).await.remove(0).rows.remove(0);
     let ended = Watch {
@@ -46,7 +46,7 @@ async fn every_field_of_a_poll_is_written() {
         settled_at: at(8),
         ..claimed
     };
-    base.store.record(ended.clone(), Vec::new()).await.unwrap();
+    base.store.record(ended.clone(), Vec::new(), nobody()).await.unwrap();
     assert_eq!(base.watch(ended.id).await, ended);
 }
 
@@ -63,7 +63,7 @@ async fn what_was_given_to_add_is_not_changed_by_a_poll() {
         created_at: NOW + DAY,
         ..settled(&watch)
     };
-    base.store.record(other, Vec::new()).await.unwrap();
+    base.store.record(other, Vec::new(), nobody()).await.unwrap();
     let expected = Watch { lease_owner: None, lease_until: None, ..settled(&watch) };
     assert_eq!(base.watch(watch.id).await, expected);
 }
@@ -72,7 +72,7 @@ async fn what_was_given_to_add_is_not_changed_by_a_poll() {
 async fn a_watch_its_event_and_its_deliveries_are_one() {
     let base = Base::new().await;
     let watch = settled(&base.leased("a").await);
-    base.store.record(watch.clone(), vec![event(&watch, "asset.active", &["cms", "publish"])]).await.unwrap();
+    base.store.record(watch.clone(), vec![event(&watch, "asset.active", &["cms", "publish"])], nobody()).await.unwrap();
     let history = base.store.history(watch.id).await.unwrap();
     let told = &history.events[0];
     assert_eq!((history.events.len(), told.id.as_str()), (1, format!("evt_{}_asset.active", watch.id).as_str()));
@@ -91,7 +91,7 @@ async fn nothing_is_written_when_a_part_of_it_cannot_be() {
     let watch = base.leased("a").await;
     let after = settled(&watch);
     let events = vec![event(&after, "asset.processing", &["cms"]), event(&after, "asset.active", &["cms", "cms"])];
-    let error = base.store.record(after, events).await.unwrap_err();
+    let error = base.store.record(after, events, nobody()).await.unwrap_err();
     assert!(matches!(error, StoreError::Refused(_)), "{error}");
     assert_eq!(base.watch(watch.id).await, watch, "the lease is still held");
     assert_eq!(base.ask::<i64>("SELECT (SELECT count(*) FROM events) + (SELECT count(*) FROM deliveries)"), 0);
@@ -108,7 +108,7 @@ async fn the_tables_invariants_hold_against_ourselves() {
         Watch { due_at: None, ..watch.clone() },
         Watch { settled_at: Some(NOW), ..watch.clone() },
     ] {
-        let error = base.store.record(wrong.clone(), Vec::new()).await.unwrap_err();
+        let error = base.store.record(wrong.clone(), Vec::new(), nobody()).await.unwrap_err();
         assert!(matches!(error, StoreError::Refused(_)), "{error}: {wrong:?}");
     }
     assert_eq!(base.watch(watch.id).await, watch);
@@ -120,11 +120,15 @@ async fn a_worker_that_was_too_slow_writes_nothing() {
     let slow = base.leased("a").await;
     let quick = base.claim(later(MINUTE, &[("default", 1)])).await.remove(0).rows.remove(0);
     let told = |watch: &Watch| vec![event(watch, "asset.active", &["cms"])];
-    let lost = base.store.record(settled(&slow), told(&slow)).await;
+    let lost = base.store.record(settled(&slow), told(&slow), nobody()).await;
     assert_eq!(lost, Err(StoreError::LeaseLost), "while the other one works");
     assert_eq!(base.watch(quick.id).await, quick);
-    base.store.record(waiting(&quick, NOW), Vec::new()).await.unwrap();
-    assert_eq!(base.store.record(settled(&slow), told(&slow)).await, Err(StoreError::LeaseLost), "after it as well");
+    base.store.record(waiting(&quick, NOW), Vec::new(), nobody()).await.unwrap();
+    assert_eq!(
+        base.store.record(settled(&slow), told(&slow), nobody()).await,
+        Err(StoreError::LeaseLost),
+        "after it as well"
+    );
     assert_eq!(base.ask::<i64>("SELECT count(*) FROM events"), 0);
 }
 
@@ -133,7 +137,7 @@ async fn a_worker_that_was_too_slow_writes_nothing() {
 async fn a_lease_that_nobody_took_over_still_writes() {
     let base = Base::new().await;
     let watch = base.leased("a").await;
-    base.store.record(Watch { settled_at: Some(NOW + DAY), ..settled(&watch) }, Vec::new()).await.unwrap();
+    base.store.record(Watch { settled_at: Some(NOW + DAY), ..settled(&watch) }, Vec::new(), nobody()).await.unwrap();
     assert_eq!(base.watch(watch.id).await.state, State::Settled);
 }
 
@@ -143,11 +147,11 @@ async fn a_settled_watch_cannot_settle_twice() {
     let watch = base.leased("a").await;
     let twice = [settled(&watch), settled(&watch)].map(|after| {
         let told = vec![event(&after, "asset.active", &["cms"])];
-        base.store.record(after, told)
+        base.store.record(after, told, nobody())
     });
     let [first, second] = twice;
     let results = [first.await, second.await];
-    assert_eq!(results, [Ok(()), Err(StoreError::LeaseLost)]);
+    assert_eq!(results, [Ok(None), Err(StoreError::LeaseLost)]);
     assert_eq!(base.ask::<i64>("SELECT count(*) FROM deliveries"), 1);
 }
 
@@ -156,14 +160,14 @@ async fn the_same_fact_is_told_once() {
     let base = Base::new().await;
     let watch = base.leased("a").await;
     let told = event(&watch, "asset.processing", &["cms"]);
-    base.store.record(waiting(&watch, NOW), vec![told.clone()]).await.unwrap();
+    base.store.record(waiting(&watch, NOW), vec![told.clone()], nobody()).await.unwrap();
     let again = base.claim(terms(&[("default", 1)])).await.remove(0).rows.remove(0);
     let later = assetwatch::event::Event {
         body: b"other".into(),
         addressees: vec![addressee("cms"), addressee("new")],
         ..told
     };
-    base.store.record(waiting(&again, NOW), vec![later]).await.unwrap();
+    base.store.record(waiting(&again, NOW), vec![later], nobody()).await.unwrap();
     let history = base.store.history(watch.id).await.unwrap();
     assert_eq!((history.events.len(), history.deliveries.len()), (1, 1));
     assert_eq!(history.events[0].body, "{\"type\": \"asset.processing\"}", "the bytes of the first time");
@@ -175,13 +179,13 @@ async fn the_end_supersedes_an_undelivered_processing() {
     let base = Base::new().await;
     let watch = base.leased("a").await;
     let hooks = ["waits", "held", "leased", "delivered", "unconcerned"];
-    base.store.record(waiting(&watch, NOW), vec![event(&watch, "asset.processing", &hooks)]).await.unwrap();
+    base.store.record(waiting(&watch, NOW), vec![event(&watch, "asset.processing", &hooks)], nobody()).await.unwrap();
     base.execute("UPDATE deliveries SET state = 'held', due_at = NULL WHERE hook = 'held'");
     base.execute("UPDATE deliveries SET lease_owner = 'us', lease_until = 9e12 WHERE hook = 'leased'");
     base.execute("UPDATE deliveries SET state = 'delivered', due_at = NULL, finished_at = 1 WHERE hook = 'delivered'");
     let other = base.settled("other", &["waits"]).await;
     let again = base.claim(terms(&[("default", 1)])).await.remove(0).rows.remove(0);
-    base.store.record(settled(&again), vec![event(&again, "asset.active", &hooks[..4])]).await.unwrap();
+    base.store.record(settled(&again), vec![event(&again, "asset.active", &hooks[..4])], nobody()).await.unwrap();
     let states: Vec<_> = base.deliveries(watch.id).await.iter().map(|delivery| delivery.state.as_str()).collect();
     assert_eq!(states[..5], ["dead", "dead", "waiting", "delivered", "waiting"]);
     assert_eq!(states[5..], ["waiting"; 4], "the end itself is to be delivered");
@@ -200,12 +204,12 @@ async fn a_cancelled_watch_wins_against_its_worker() {
         let told = event(&after, "watch.cancelled", &["cms"]);
         (after, vec![told])
     };
-    let ended = base.store.end(watch.id, end).await.unwrap().unwrap();
+    let ended = base.store.end(watch.id, end, nobody()).await.unwrap().unwrap();
     assert_eq!((ended.state, ended.generation), (State::Cancelled, watch.generation));
     let stored = base.watch(watch.id).await;
     assert_eq!((stored.state, stored.lease_owner, stored.lease_until), (State::Cancelled, None, None));
     let told = vec![event(&watch, "asset.active", &["cms"])];
-    assert_eq!(base.store.record(settled(&watch), told).await, Err(StoreError::LeaseLost));
+    assert_eq!(base.store.record(settled(&watch), told, nobody()).await, Err(StoreError::LeaseLost));
     assert_eq!(base.store.history(watch.id).await.unwrap().events.len(), 1, "only the cancelling is told");
 }
 
@@ -214,10 +218,10 @@ async fn only_what_waits_can_be_ended() {
     let base = Base::new().await;
     let watch = base.settled("a", &[]).await;
     let stands = base.watch(watch.id).await;
-    let ended = base.store.end(watch.id, |_| panic!("the rule is not asked")).await.unwrap();
+    let ended = base.store.end(watch.id, |_| panic!("the rule is not asked"), nobody()).await.unwrap();
     assert_eq!(ended, Some(stands.clone()));
     assert_eq!(base.watch(watch.id).await, stands);
-    assert_eq!(base.store.end(999, |_| panic!("the rule is not asked")).await.unwrap(), None);
+    assert_eq!(base.store.end(999, |_| panic!("the rule is not asked"), nobody()).await.unwrap(), None);
 }
 
 #[tokio::test]
@@ -225,6 +229,6 @@ async fn a_rule_that_cannot_be_written_leaves_the_watch_as_it_was() {
     let base = Base::new().await;
     let watch = base.add(&["a"]).await.remove(0);
     let wrong = |before: &Watch| (Watch { state: State::Settled, ..before.clone() }, Vec::new());
-    assert!(matches!(base.store.end(watch.id, wrong).await, Err(StoreError::Refused(_))));
+    assert!(matches!(base.store.end(watch.id, wrong, nobody()).await, Err(StoreError::Refused(_))));
     assert_eq!(base.watch(watch.id).await, watch);
 }
