@@ -14,6 +14,7 @@
 mod accounts;
 mod batches;
 mod commit;
+mod hooks;
 mod lease;
 mod ledger;
 mod open;
@@ -28,6 +29,7 @@ use rusqlite::Connection;
 
 pub use accounts::AccountRow;
 pub use batches::TellBatch;
+pub use hooks::HookRow;
 pub use ledger::{AttemptRow, DaemonRow, EventRow, History, Outstanding};
 pub use watches::{Added, Filter, NewWatch};
 
