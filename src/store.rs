@@ -14,6 +14,7 @@
 mod accounts;
 mod batches;
 mod commit;
+mod deliveries;
 mod hooks;
 mod lease;
 mod ledger;
@@ -29,6 +30,7 @@ use rusqlite::Connection;
 
 pub use accounts::AccountRow;
 pub use batches::TellBatch;
+pub use deliveries::{Backlog, DeliveryFilter, DeliveryRow, Portion, Retried};
 pub use hooks::HookRow;
 pub use ledger::{AttemptRow, DaemonRow, EventRow, History, Outstanding};
 pub use watches::{Added, Filter, NewWatch};

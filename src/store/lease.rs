@@ -135,7 +135,7 @@ pub(super) mod tests {
     }
 
     /// The steps of SQLite's plan for `sql`.
-    fn plan(connection: &Connection, sql: &str) -> Vec<String> {
+    pub fn plan(connection: &Connection, sql: &str) -> Vec<String> {
         let mut statement = connection.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
         let parameters = vec![rusqlite::types::Null; statement.parameter_count()];
         let steps = statement.query_map(rusqlite::params_from_iter(parameters), |row| row.get("detail")).unwrap();

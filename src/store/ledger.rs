@@ -298,7 +298,12 @@ fn claim_lane(
     Ok(Claimed { lane: lane.name.clone(), rows, next_due, alone: false })
 }
 
-fn lease_one(connection: &Connection, id: i64, terms: &Terms, until: Timestamp) -> Result<Parcel, StoreError> {
+pub(super) fn lease_one(
+    connection: &Connection,
+    id: i64,
+    terms: &Terms,
+    until: Timestamp,
+) -> Result<Parcel, StoreError> {
     connection
         .prepare_cached(
             "UPDATE attempts SET outcome = 'unknown', finished_at = ?2,
@@ -324,7 +329,7 @@ fn lease_one(connection: &Connection, id: i64, terms: &Terms, until: Timestamp) 
     })?)
 }
 
-fn finish_attempt(
+pub(super) fn finish_attempt(
     connection: &Connection,
     parcel: &Parcel,
     attempt: &Attempt,
@@ -357,7 +362,7 @@ fn finish_attempt(
 }
 
 /// Whether the lease was lost.
-fn apply_verdict(
+pub(super) fn apply_verdict(
     connection: &Connection,
     delivery: &Delivery,
     verdict: &Verdict,

@@ -8,6 +8,7 @@ mod commits;
 mod delivering;
 mod interface;
 mod opening;
+mod operating;
 mod recording;
 
 use std::sync::Arc;
