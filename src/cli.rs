@@ -2,9 +2,12 @@
 
 mod batches;
 mod check;
+mod deliveries;
+mod hooks;
 mod listen;
 mod output;
 mod progress;
+mod show;
 mod verbs;
 
 use std::path::PathBuf;
@@ -15,6 +18,8 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 pub use batches::{BatchCommand, known_batch};
 pub use check::check;
+pub use deliveries::DeliveriesCommand;
+pub use hooks::{HooksCommand, test_hook};
 pub use listen::listen;
 pub use output::{Output, complain, exit, show_config};
 pub use progress::{Progress, Screen};
@@ -121,9 +126,12 @@ pub enum Command {
     /// Print what happened
     #[command(after_help = "Examples:\n  assetwatch events --since 2h\n  assetwatch events --follow --json")]
     Events(Events),
-    /// Hooks, and a receiver to try them with
+    /// Hooks: how they stand, switched on and off, tried out, and a receiver to try them with
     #[command(subcommand)]
     Hooks(HooksCommand),
+    /// Deliveries: what was told to whom, and what is attempted once more
+    #[command(subcommand)]
+    Deliveries(DeliveriesCommand),
     /// Batches: what belongs together, and when all of it has ended
     #[command(subcommand)]
     Batch(BatchCommand),
@@ -258,16 +266,6 @@ pub struct Events {
     /// Only what happened since then: an instant (RFC 3339) or a time ago, e.g. `2h`
     #[arg(long, value_name = "WHEN", value_parser = verbs::since)]
     pub since: Option<String>,
-}
-
-/// `hooks`
-#[derive(Debug, Subcommand)]
-pub enum HooksCommand {
-    /// Receive webhooks here, verify them and print what comes, until interrupted
-    #[command(after_help = "Examples:\n  assetwatch hooks listen --secret-file cms-secret\n  \
-        assetwatch hooks listen 9000 --status 503      (to see how it is tried again)\n\n\
-        A good webhook is answered with 204 or --status, one with a bad signature with 400.")]
-    Listen(Listen),
 }
 
 /// `hooks listen`

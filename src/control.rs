@@ -1,15 +1,22 @@
 //! The verbs, once: what the command line and later the HTTP interface do to watches.
 
+mod deliveries;
+mod hooks;
+mod show;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
 
+pub use hooks::{HookShown, HookState, HookVerbError, Tested};
+pub use show::{Shown, Told};
+
 use crate::clock::{Clock, Timestamp};
 use crate::config::Hook;
 use crate::decide;
 use crate::event::{Batch, Event, Fact, Subscription, Telling};
-use crate::store::{AccountRow, Added, EventRow, Filter, History, NewWatch, Store, StoreError, TellBatch};
+use crate::store::{AccountRow, Added, EventRow, Filter, NewWatch, Store, StoreError, TellBatch};
 use crate::watch::{LONGEST_METADATA, State, Watch, check_asset_id};
 
 /// A daemon whose latest sign of life is older is taken for dead.
@@ -72,29 +79,6 @@ pub enum AddOutcome {
     Conflict,
     /// Its id is none.
     Refused,
-}
-
-/// A watch with everything that was told about it.
-#[derive(Clone, Debug, Serialize)]
-pub struct Shown {
-    /// The watch.
-    pub watch: Watch,
-    /// Its account, when that is not polled.
-    pub account_closed: Option<AccountRow>,
-    /// Events, deliveries, attempts.
-    #[serde(flatten)]
-    pub history: History,
-    /// For each configured hook, why it was or was not told.
-    pub hooks: Vec<Told>,
-}
-
-/// Why a hook was or was not told.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Told {
-    /// The hook.
-    pub hook: String,
-    /// In a sentence.
-    pub why: String,
 }
 
 /// What `cancel` did with one asset.
@@ -164,16 +148,6 @@ impl Control {
             ..Filter::default()
         };
         Ok(self.store.watches(filter).await?.pop())
-    }
-
-    /// The newest watch of an asset with everything that was told about it.
-    pub async fn show(&self, asset_id: &str, account: Option<&str>) -> Result<Option<Shown>, StoreError> {
-        let Some(watch) = self.newest(asset_id, account).await? else { return Ok(None) };
-        let history = self.store.history(watch.id).await?;
-        let accounts = self.store.accounts().await?;
-        let account_closed = accounts.into_iter().find(|row| row.name == watch.account && row.closure.is_some());
-        let hooks = self.subscriptions().iter().map(|subscription| told(subscription, &watch, &history)).collect();
-        Ok(Some(Shown { watch, account_closed, history, hooks }))
     }
 
     /// Watches, newest first.
@@ -290,44 +264,4 @@ fn result(asset_id: &str, added: Added) -> AddResult {
 
 fn refused(asset_id: &str, why: String) -> AddResult {
     AddResult { asset_id: asset_id.into(), result: AddOutcome::Refused, watch: None, error: Some(why) }
-}
-
-/// What a person wants to know who waits for a hook to be told.
-fn told(subscription: &Subscription, watch: &Watch, history: &History) -> Told {
-    use crate::delivery::DeliveryState as D;
-    let hook = subscription.hook.clone();
-    let Some(delivery) = history.deliveries.iter().rev().find(|delivery| delivery.hook == hook) else {
-        return Told { hook, why: why_not_told(subscription, watch) };
-    };
-    let error = delivery.last_error.as_deref().map(|error| format!(": {error}")).unwrap_or_default();
-    let attempts = delivery.attempts;
-    let why = match (delivery.state, delivery.due_at) {
-        (D::Delivered, _) => format!("told, with attempt {attempts}"),
-        (D::Dead, _) => format!("given up on after {attempts} attempts{error}"),
-        (D::Held, _) => format!("held until the configuration is changed{error}"),
-        (D::Waiting, Some(due_at)) if attempts > 0 => format!("again at {due_at}, after {attempts} attempts{error}"),
-        (D::Waiting, _) => "not attempted yet; a running daemon does it".into(),
-    };
-    Told { hook, why }
-}
-
-fn why_not_told(subscription: &Subscription, watch: &Watch) -> String {
-    let words: Vec<String> = subscription.on.iter().map(ToString::to_string).collect();
-    match Fact::of_end(watch) {
-        None => "not yet: the watch still waits".into(),
-        Some(fact) if subscription.wants(&fact, watch) => {
-            "no: the hook did not exist when it happened; `add --again` watches the asset once more".into()
-        }
-        Some(fact) => format!(
-            "no: it is told of {}{}, and this was {} of account {}; see `on`, `accounts` and `batches` of the hook",
-            words.join(", "),
-            if subscription.accounts.is_empty() {
-                String::new()
-            } else {
-                format!(" of {}", subscription.accounts.join(", "))
-            },
-            fact.event_type(),
-            watch.account,
-        ),
-    }
 }

@@ -264,6 +264,34 @@ impl Event {
         }
     }
 
+    /// An event that tells of nothing, for one hook: that a sample asset has this status. Its type is `test`, and its id a
+    /// `random` one.
+    pub fn test(subscription: &Subscription, status: &str, random: [u8; 16], now: Timestamp) -> Self {
+        let event_type = "test";
+        let data = Data {
+            asset_id: "ast_test",
+            status: Some(status),
+            previous_status: Some("processing"),
+            reason: None,
+            kind: Some("video"),
+            url: Some("https://assetwatch.example/ast_test.mp4"),
+            size: Some(Size { width: Some(512), height: Some(512) }),
+            duration: Some(30),
+            frames: Some(720),
+            account: "default",
+            batch: None,
+            metadata: None,
+            watched_at: now,
+            settled_at: Some(now),
+            polls: 2,
+        };
+        // As in `body`: nothing in it can fail to serialize.
+        let body = serde_json::to_vec(&Body { event_type, timestamp: now, data }).unwrap_or_default();
+        let id = format!("evt_{}", base32(&random));
+        let addressees = vec![addressee(subscription)];
+        Self { id, watch_id: None, event_type: event_type.into(), body, created_at: now, addressees }
+    }
+
     /// The event that tells that `batch` has settled.
     pub fn batch_settled(batch: &Batch, telling: &Telling<'_>) -> Self {
         let now = batch.settled_at.unwrap_or(batch.created_at);

@@ -67,6 +67,15 @@ impl Hooks {
         Ok(Self(edges))
     }
 
+    /// The headers with which [`Hooks::perform`] sends `parcel` at that instant, the values that are secret masked; none
+    /// for a command.
+    pub fn headers(&self, hook: &str, parcel: &Parcel, now: Timestamp) -> Vec<(String, String)> {
+        match self.0.get(hook) {
+            Some(Edge::Webhook(webhook)) => webhook.headers(parcel, now),
+            Some(Edge::Command(_)) | None => Vec::new(),
+        }
+    }
+
     /// One attempt at delivering `parcel` to the hook of that name. It always brings something, failure included.
     ///
     /// `hurry` resolves when the daemon has to stop: a command is then ended, with its `kill_after`, and a webhook that

@@ -50,6 +50,10 @@ async fn dispatch(cli: Cli) -> anyhow::Result<u8> {
         Command::Check => cli::check(&load()?, output).await,
         Command::Run => daemon::run(load()?, load).await.map(|()| exit::OK),
         Command::Wait(args) => wait(args, &load()?, output, &screen).await,
+        Command::Hooks(HooksCommand::Test(args)) => {
+            let mut signals = Signals::take_to_stop()?;
+            cli::test_hook(&args, &daemon::open(&load()?).await?, output, signals.stopped()).await
+        }
         verb => cli::perform(verb, &daemon::open(&load()?).await?, output).await,
     }
 }

@@ -168,6 +168,16 @@ pub fn note(text: &str) {
     let _ = writeln!(io::stderr().lock(), "{text}");
 }
 
+/// What a receiver or a command said, under its name and so many columns in: shown line by line, and never obeyed.
+///
+/// # Errors
+/// When stdout is closed.
+pub fn print_kept((indent, name): (usize, &str), kept: Option<&str>, output: Output) -> io::Result<()> {
+    let Some(kept) = kept else { return Ok(()) };
+    output.line(&format!("{:indent$}{name}:", ""))?;
+    kept.lines().try_for_each(|line| output.line(&format!("{:indent$}  {}", "", plain(line))))
+}
+
 /// Foreign text for a terminal: control characters would be obeyed, and those that break a line or turn the direction of
 /// writing make a text look like another one.
 pub fn plain(text: &str) -> String {

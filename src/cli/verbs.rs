@@ -3,11 +3,11 @@
 use std::io::{self, BufRead};
 use std::time::{Duration, SystemTime};
 
-use super::batches;
 use super::output::{Output, complain, exit, plain, span, summary, unheard, word};
-use super::{Add, Cancel, Command, Events, List, One, WaitOutput};
+use super::{Add, Cancel, Command, Events, List, WaitOutput};
+use super::{batches, deliveries, hooks, show};
 use crate::clock::Timestamp;
-use crate::control::{AddOptions, AddOutcome, AddResult, Cancelled, Control, Shown, account_standing};
+use crate::control::{AddOptions, AddOutcome, AddResult, Cancelled, Control, account_standing};
 use crate::event::{Batch, Gist};
 use crate::store::{EventRow, Filter};
 use crate::watch::{State, Watch};
@@ -15,9 +15,9 @@ use crate::watch::{State, Watch};
 /// Ids are read from stdin and added in portions of this size.
 const PORTION: usize = 10_000;
 /// Rows are read in pages of this size.
-const PAGE: u32 = 1_000;
+pub(super) const PAGE: u32 = 1_000;
 /// What `list` shows on a terminal unless told otherwise.
-const SCREENFUL: u32 = 50;
+pub(super) const SCREENFUL: u32 = 50;
 /// How often `events --follow` looks.
 const LOOK: Duration = Duration::from_millis(200);
 
@@ -30,7 +30,9 @@ pub async fn perform(command: Command, control: &Control, output: Output) -> any
     match command {
         Command::Add(args) => add(args, control, output).await,
         Command::List(args) => list(args, control, output).await,
-        Command::Show(args) => show(args, control, output).await,
+        Command::Show(args) => show::show(args, control, output).await,
+        Command::Hooks(args) => hooks::perform(args, control, output).await,
+        Command::Deliveries(args) => deliveries::perform(args, control, output).await,
         Command::Cancel(args) => cancel(args, control, output).await,
         Command::Events(args) => events(args, control, output).await,
         Command::Batch(args) => batches::perform(args, control, output).await,
@@ -39,7 +41,6 @@ pub async fn perform(command: Command, control: &Control, output: Output) -> any
         | Command::Check
         | Command::Config(_)
         | Command::Demo(_)
-        | Command::Hooks(_)
         | Command::Completions { .. }
         | Command::Man { .. } => anyhow::bail!("this command is not a verb of the database"),
     }
@@ -189,80 +190,6 @@ fn print_watches(watches: &[Watch], now: Timestamp, output: Output) -> io::Resul
     output.rows(&["asset", "state", "status", "polls", "age", "next poll", "url or error"], rows)
 }
 
-async fn show(args: One, control: &Control, output: Output) -> anyhow::Result<u8> {
-    let Some(shown) = control.show(&args.id, args.account.as_deref()).await? else {
-        complain(&format!("{}: never watched; `assetwatch add` starts to", plain(&args.id)));
-        return Ok(exit::FAILURE);
-    };
-    if output.json {
-        output.object(&shown)?
-    } else {
-        print_shown(&shown, control.clock.now(), output)?
-    }
-    Ok(exit::OK)
-}
-
-fn print_shown(shown: &Shown, now: Timestamp, output: Output) -> io::Result<()> {
-    let Shown { watch, account_closed, history, hooks } = shown;
-    let instant = |at: Option<Timestamp>| at.map(|at| at.to_string());
-    let number = |number: Option<i64>| number.map(|number| number.to_string());
-    let fields = [
-        ("asset", Some(plain(&watch.asset_id))),
-        ("state", Some(word(watch))),
-        ("account", Some(plain(&watch.account))),
-        ("url", watch.asset.url.as_deref().map(plain)),
-        ("type", watch.asset.kind.as_deref().map(plain)),
-        ("width", number(watch.asset.width)),
-        ("height", number(watch.asset.height)),
-        ("duration", number(watch.asset.duration)),
-        ("frames", number(watch.asset.frames)),
-        ("batch", watch.batch.as_deref().map(plain)),
-        ("metadata", watch.metadata.as_deref().map(plain)),
-        ("polls", Some(watch.polls.to_string())),
-        ("last error", watch.last_error.as_deref().map(plain)),
-        ("added", instant(Some(watch.created_at))),
-        ("first polled", instant(watch.first_polled_at)),
-        ("processing", instant(watch.processing_at)),
-        ("last polled", instant(watch.last_polled_at)),
-        ("next poll", instant(watch.due_at.filter(|due| due.as_millis() > 0))),
-        ("ended", instant(watch.settled_at)),
-    ];
-    for (name, value) in fields {
-        if let Some(value) = value {
-            output.line(&format!("{name:<13} {value}"))?;
-        }
-    }
-    if let Some(standing) = account_closed.as_ref().and_then(|row| account_standing(row, now)) {
-        output.line(&format!("{:<13} {}", "its account", plain(&standing)))?;
-    }
-    for event in &history.events {
-        output.line(&format!("\nevent {} {} at {}", plain(&event.event_type), event.id, event.created_at))?;
-        for delivery in history.deliveries.iter().filter(|delivery| delivery.event_id == event.id) {
-            let state = delivery.state.as_str();
-            output.line(&format!("  delivery {} to {}: {state}", delivery.id, plain(&delivery.hook)))?;
-            for attempt in history.attempts.iter().filter(|attempt| attempt.delivery_id == delivery.id) {
-                let outcome = attempt.outcome.as_deref().unwrap_or("under way");
-                let code = attempt.code.map(|code| format!(" ({code})")).unwrap_or_default();
-                let error = attempt.error.as_deref().map(|error| format!(": {}", plain(error))).unwrap_or_default();
-                output.line(&format!("    {} {} {outcome}{code}{error}", attempt.number, attempt.started_at))?;
-                print_kept("stdout or answer", attempt.output.as_deref(), output)?;
-                print_kept("stderr", attempt.errors.as_deref(), output)?;
-            }
-        }
-    }
-    if !hooks.is_empty() {
-        output.line("")?;
-    }
-    hooks.iter().try_for_each(|told| output.line(&format!("hook {}: {}", told.hook, plain(&told.why))))
-}
-
-/// What a receiver or a command said: shown line by line, and never obeyed.
-fn print_kept(name: &str, kept: Option<&str>, output: Output) -> io::Result<()> {
-    let Some(kept) = kept else { return Ok(()) };
-    output.line(&format!("      {name}:"))?;
-    kept.lines().try_for_each(|line| output.line(&format!("        {}", plain(line))))
-}
-
 async fn cancel(args: Cancel, control: &Control, output: Output) -> anyhow::Result<u8> {
     let mut good = true;
     for id in ids(args.ids) {
@@ -346,7 +273,7 @@ pub(super) fn since(text: &str) -> Result<String, String> {
 }
 
 /// An instant: RFC 3339, or a time ago.
-fn instant(text: &str, now: Timestamp) -> anyhow::Result<Timestamp> {
+pub(super) fn instant(text: &str, now: Timestamp) -> anyhow::Result<Timestamp> {
     if let Ok(instant) = text.parse() {
         return Ok(instant);
     }

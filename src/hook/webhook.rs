@@ -4,8 +4,8 @@ use std::error::Error;
 use std::pin::pin;
 use std::time::Duration;
 
-use reqwest::header::{CONTENT_TYPE, HeaderMap, LOCATION};
-use reqwest::{Client, Response, StatusCode};
+use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION};
+use reqwest::{Client, RequestBuilder, Response, StatusCode};
 use url::{Position, Url};
 
 use super::guard::{Blocked, Guard};
@@ -74,7 +74,21 @@ impl Webhook {
         Attempt { outcome, code: Some(status.as_u16().into()), output, errors: Vec::new() }
     }
 
+    /// What is sent with the body; a value that is marked as sensitive is masked.
+    pub fn headers(&self, parcel: &Parcel, now: Timestamp) -> Vec<(String, String)> {
+        let Ok(request) = self.request(parcel, now).build() else { return Vec::new() };
+        let shown = |value: &HeaderValue| match value.is_sensitive() {
+            true => "***".to_owned(),
+            false => String::from_utf8_lossy(value.as_bytes()).into_owned(),
+        };
+        request.headers().iter().map(|(name, value)| (name.to_string(), shown(value))).collect()
+    }
+
     async fn send(&self, parcel: &Parcel, now: Timestamp) -> reqwest::Result<Response> {
+        self.request(parcel, now).send().await
+    }
+
+    fn request(&self, parcel: &Parcel, now: Timestamp) -> RequestBuilder {
         let id = &parcel.delivery.event_id;
         let timestamp = now.as_millis().div_euclid(1_000);
         let mut request = self
@@ -87,7 +101,7 @@ impl Webhook {
         if let Some(signature) = self.signer.sign(id, timestamp, &parcel.body) {
             request = request.header("webhook-signature", signature);
         }
-        request.body(parcel.body.clone()).send().await
+        request.body(parcel.body.clone())
     }
 
     fn answered(&self, status: StatusCode, headers: &HeaderMap, now: Timestamp) -> Outcome {

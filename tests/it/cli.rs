@@ -315,8 +315,23 @@ async fn completions_manual_and_help_name_every_command() {
     for shell in ["bash", "zsh", "fish"] {
         assert!(run(&place, &["completions", shell]).await.out.contains("events"), "{shell}");
     }
-    let commands =
-        ["run", "add", "wait", "list", "show", "cancel", "events", "check", "config", "demo", "completions", "man"];
+    let commands = [
+        "run",
+        "add",
+        "wait",
+        "list",
+        "show",
+        "cancel",
+        "events",
+        "hooks",
+        "deliveries",
+        "batch",
+        "check",
+        "config",
+        "demo",
+        "completions",
+        "man",
+    ];
     for command in commands {
         assert!(help.contains(&format!("  {command}")), "{command}: {help}");
         assert!(man.contains(command), "{command}");

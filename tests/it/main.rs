@@ -15,6 +15,8 @@ mod layers;
 #[cfg(test)]
 mod listen;
 #[cfg(test)]
+mod operator;
+#[cfg(test)]
 mod pace;
 #[cfg(test)]
 mod pipes;
