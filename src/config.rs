@@ -32,6 +32,7 @@ mod settle;
 mod tests;
 
 pub use origin::{Entry, Origin};
+pub use reader::closest;
 pub(crate) use secret::read_at_most;
 pub use secret::{KeyError, KeySource, Secret};
 

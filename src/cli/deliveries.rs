@@ -21,8 +21,8 @@ pub enum DeliveriesCommand {
     /// Have deliveries attempted once more, by a fresh schedule
     #[command(after_help = "Examples:\n  assetwatch deliveries retry 17 18\n  \
         assetwatch deliveries retry --dead --hook cms --since 2d\n\n\
-        Dead, held and delivered ones are due now; so are those that wait for a later attempt. Receivers see the same\n\
-        webhook-id again. --dead leaves out what is overtaken: an asset's `processing` whose end is known.")]
+        Dead, held and delivered ones are due now; so are those that wait for a later attempt. Receivers see the same \
+        webhook-id again. --dead leaves out what nobody misses: tests, and an asset's `processing` whose end is known.")]
     Retry(RetryDeliveries),
 }
 
@@ -143,6 +143,12 @@ async fn retry(ids: Vec<i64>, control: &Control, output: Output) -> anyhow::Resu
             Retried::Due { .. } => due += 1,
             Retried::Unknown => code = exit::FAILURE,
             Retried::Held { .. } | Retried::UnderWay { .. } => {}
+        }
+        if let Retried::Due { hook } = retried
+            && !control.is_configured(hook)
+        {
+            output
+                .say(&format!("The configuration names no hook {:?}; nothing attempts it until it does.", plain(hook)));
         }
         let line = match retried {
             _ if output.json => {

@@ -32,7 +32,7 @@ pub enum HooksCommand {
     /// Make one real delivery of a `test` event, and show what was sent and what came back
     #[command(
         after_help = "Examples:\n  assetwatch hooks test cms\n  assetwatch hooks test publish --status censored\n\n\
-        The event is in the ledger like any other. It is not repeated, and says nothing about how the hook stands; a\n\
+        The event is in the ledger like any other. It is not repeated, and says nothing about how the hook stands; a \
         disabled hook can be tested as well. The exit code is 0 only when it was delivered."
     )]
     Test(TestHook),
@@ -214,6 +214,9 @@ fn print_tested(tested: &Tested, output: Output) -> io::Result<()> {
     output.line(&format!("sent {sent} {}", plain(target)))?;
     for (name, value) in headers {
         output.line(&format!("  {name}: {}", plain(value)))?;
+    }
+    if webhook && !headers.iter().any(|(name, _)| name == "webhook-signature") {
+        output.line("  (unsigned: the hook has no secret)")?;
     }
     output.line(&format!("  {}", plain(&String::from_utf8_lossy(&parcel.body))))?;
     let (word, error) = outcome(&attempt.outcome);

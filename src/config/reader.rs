@@ -129,7 +129,7 @@ pub(super) fn variable(key: &str) -> Option<String> {
 }
 
 /// The candidate that `text` is most probably a misspelling of: at most one letter in three is wrong.
-pub(super) fn closest<'c>(text: &str, candidates: impl Iterator<Item = &'c str>) -> Option<&'c str> {
+pub fn closest<'c>(text: &str, candidates: impl Iterator<Item = &'c str>) -> Option<&'c str> {
     candidates
         .map(|candidate| (strsim::damerau_levenshtein(text, candidate), candidate))
         .min()

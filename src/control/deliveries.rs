@@ -18,8 +18,8 @@ impl Control {
         Ok(results)
     }
 
-    /// Has all dead deliveries attempted once more, or those of one hook, whose events happened at `since` or later; those
-    /// that the end of their asset has superseded stay. They are gone through in portions.
+    /// Has all dead deliveries attempted once more, or those of one hook, whose events happened at `since` or later; tests,
+    /// and those that the end of their asset has superseded, stay. They are gone through in portions.
     pub async fn retry_dead(&self, hook: Option<&str>, since: Timestamp) -> Result<Portion, StoreError> {
         let mut all = Portion::default();
         let backlogs = self.store.backlogs().await?;

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::{Control, hostname};
 use crate::clock::Timestamp;
-use crate::config::{Hook, Target};
+use crate::config::{Hook, Target, closest};
 use crate::decide::Verdict;
 use crate::delivery::{Attempt, Outcome, Parcel};
 use crate::event::{CALLBACK, Event, Notice, Telling, base32};
@@ -16,8 +16,6 @@ use crate::store::{Backlog, HookRow, StoreError};
 
 /// A lease lasts as long as an attempt may, and this much for the writing.
 const MARGIN: Duration = Duration::from_secs(10);
-/// A name that takes more changes of a letter than this was not meant.
-const SLIPS: usize = 2;
 
 /// How a hook stands. As JSON it has the names of the columns of `hooks`, and what is in its lane.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -161,6 +159,11 @@ impl Control {
         Ok(Tested { target: self.target(name), parcel, headers, attempt })
     }
 
+    /// Whether attempts are made at a hook of that name: it is in the configuration, or the lane of callbacks.
+    pub fn is_configured(&self, name: &str) -> bool {
+        name.starts_with(CALLBACK) || self.hooks.iter().any(|hook| hook.subscription.hook == name)
+    }
+
     /// What a hook is, without what may be secret.
     fn target(&self, name: &str) -> String {
         let hook = self.hooks.iter().find(|hook| hook.subscription.hook == name);
@@ -185,9 +188,8 @@ impl Control {
 
     fn unknown(&self, name: &str, mut names: Vec<String>) -> HookVerbError {
         names.extend(self.hooks.iter().map(|hook| hook.subscription.hook.clone()));
-        let slips = |known: &String| strsim::damerau_levenshtein(known, name);
-        let meant = names.into_iter().min_by_key(slips);
-        HookVerbError::Unknown { name: name.into(), meant: meant.filter(|meant| slips(meant) <= SLIPS) }
+        let meant = closest(name, names.iter().map(String::as_str)).map(str::to_owned);
+        HookVerbError::Unknown { name: name.into(), meant }
     }
 }
 

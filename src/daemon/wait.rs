@@ -108,7 +108,12 @@ async fn wind_up(
         }
     }
     engine.stop(grace, signals.stopped()).await?;
-    Ok(control.store.outstanding(ids(&in_order(control, options).await?)).await?)
+    let mut left = control.store.outstanding(ids(&in_order(control, options).await?)).await?;
+    if options.batch.is_some() {
+        // The end of a batch is no watch's, so it is not ours to deliver.
+        left.extend(control.store.outstanding_of_batches().await?);
+    }
+    Ok(left)
 }
 
 /// A locked or full database is waited out.

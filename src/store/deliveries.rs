@@ -7,7 +7,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params, params_from_iter};
 use serde::Serialize;
 
 use super::rows::{Columns, DELIVERY, delivery};
-use super::{Store, StoreError, Terms, ledger};
+use super::{Outstanding, Store, StoreError, Terms, ledger};
 use crate::clock::Timestamp;
 use crate::decide::Verdict;
 use crate::delivery::{Attempt, Delivery, DeliveryState, Parcel};
@@ -16,15 +16,19 @@ use crate::event::Event;
 /// So many rows are stepped over in one transaction: it bounds how long the lock is held.
 const PORTION: i64 = 1_000;
 
-/// That nobody wants this delivery any more: it tells that an asset is being processed, and what came after it is known.
-const SUPERSEDED: &str = "((SELECT type FROM events WHERE seq = event_seq) = 'asset.processing'
-     AND EXISTS (SELECT 1 FROM deliveries AS later WHERE later.watch_id = deliveries.watch_id
-                     AND later.hook = deliveries.hook AND later.id > deliveries.id))";
+/// That somebody misses this delivery. Nobody misses a test, nor that an asset is being processed once what came after it
+/// is known.
+const MISSED: &str = "(SELECT CASE type
+         WHEN 'test' THEN 0
+         WHEN 'asset.processing' THEN NOT EXISTS (
+             SELECT 1 FROM deliveries AS later WHERE later.watch_id = deliveries.watch_id
+                 AND later.hook = deliveries.hook AND later.id > deliveries.id)
+         ELSE 1 END FROM events WHERE seq = event_seq)";
 
-/// The dead ones of a hook, after an id, and whether each is wanted: a portion of them.
+/// The dead ones of a hook, after an id, and whether each is missed: a portion of them.
 fn dead_sql() -> String {
     format!(
-        "SELECT id, created_at >= ?3 AND NOT {SUPERSEDED} FROM deliveries
+        "SELECT id, created_at >= ?3 AND {MISSED} FROM deliveries
          WHERE hook = ?1 AND state = 'dead' AND id > ?2 ORDER BY id LIMIT {PORTION}"
     )
 }
@@ -100,7 +104,7 @@ pub struct Backlog {
     pub waiting: i64,
     /// How many are held.
     pub held: i64,
-    /// How many were given up on. Those that the end of their asset has superseded are nobody's loss, and not counted.
+    /// How many were given up on; tests, and what the end of an asset has superseded, are nobody's loss, and not counted.
     pub dead: i64,
     /// When the oldest of those that wait was made.
     pub oldest_waiting_at: Option<Timestamp>,
@@ -133,7 +137,7 @@ impl Store {
                 statement.query_map(params![hook, after, since.as_millis()], |row| Ok((row.get(0)?, row.get(1)?)))?;
             let rows: Vec<(i64, bool)> = rows.collect::<Result<_, _>>()?;
             let mut portion = Portion { after: rows.last().map(|(id, _)| *id), ..Portion::default() };
-            for (id, _) in rows.into_iter().filter(|(_, wanted)| *wanted) {
+            for (id, _) in rows.into_iter().filter(|(_, missed)| *missed) {
                 match retry(connection, id, now)? {
                     Retried::Due { .. } => portion.due += 1,
                     Retried::Held { .. } => portion.held += 1,
@@ -141,6 +145,24 @@ impl Store {
                 }
             }
             Ok(portion)
+        })
+        .await
+    }
+
+    /// How many deliveries wait that tell of batches which have settled, by hook.
+    pub async fn outstanding_of_batches(&self) -> Result<Vec<Outstanding>, StoreError> {
+        self.look(|connection| {
+            let mut statement = connection.prepare_cached(
+                "SELECT hook, count(*), sum(attempts = 0 OR lease_until IS NOT NULL) FROM deliveries
+                 WHERE watch_id IS NULL AND state = 'waiting'
+                   AND (SELECT type FROM events WHERE seq = event_seq) = 'batch.settled'
+                 GROUP BY hook ORDER BY hook",
+            )?;
+            let rows = statement.query_map([], |row| {
+                let mut column = Columns { row, at: 0 };
+                Ok(Outstanding { hook: column.text()?, waiting: column.next()?, untried: column.next()? })
+            })?;
+            Ok(rows.collect::<Result<_, _>>()?)
         })
         .await
     }
@@ -271,7 +293,7 @@ fn backlogs(connection: &Connection) -> Result<Vec<Backlog>, StoreError> {
         backlogs.entry(hook).or_default().oldest_waiting_at = Some(at);
     }
     let sql = format!(
-        "SELECT hook, sum(state = 'held'), sum(state = 'dead' AND NOT {SUPERSEDED}) FROM deliveries
+        "SELECT hook, sum(state = 'held'), sum(state = 'dead' AND {MISSED}) FROM deliveries
          WHERE state IN ('dead', 'held') GROUP BY hook"
     );
     let mut statement = connection.prepare_cached(&sql)?;

@@ -174,3 +174,15 @@ async fn a_batch_filter_lets_its_own_batches_through() {
     assert_eq!(told["data"]["batch"], "mine");
     assert_eq!(place.ask::<i64>("SELECT count(*) FROM deliveries"), Some(1));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lone_wait_says_that_the_batchs_own_event_is_left() {
+    let (api, receiver) = (Server::api().await, Server::receiver().await);
+    let place = Place::new(&api, &told_of_batches(&receiver, ""));
+    run(&place, &["add", "--batch", "b", "--close", "active_1"]).await;
+    let waited = run(&place, &["wait", "--batch", "b"]).await;
+    assert_eq!((waited.code, place.ask::<i64>(SETTLED)), (0, Some(1)), "{waited:?}");
+    assert!(waited.err.contains("1 deliveries to hook cms are left for a running daemon"), "{waited:?}");
+    let _daemon = Daemon::start(&place).await;
+    receiver.until(1).await;
+}

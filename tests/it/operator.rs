@@ -161,6 +161,8 @@ async fn a_test_that_fails_is_not_repeated() {
     let gone = run(&place, &["hooks", "test", "gone"]).await;
     assert!(gone.code == 1 && gone.err.contains("/nowhere/publish"), "{gone:?}");
     assert_eq!(place.ask::<i64>(DEAD), Some(3));
+    let nothing = run(&place, &["deliveries", "retry", "--dead"]).await;
+    assert_eq!(nothing.out, "0 dead deliveries are due now\n", "nobody misses a test");
     let daemon = Daemon::start(&place).await;
     run(&place, &["wait", "active_1"]).await;
     place.until("SELECT count(*) FROM attempts WHERE outcome = 'failed'", 4).await;
@@ -249,4 +251,7 @@ async fn show_names_what_stands_before() {
     place.configure(&api.url(), "");
     let shown = run(&place, &["show", "active_1"]).await.out;
     assert!(shown.contains("hook cms: blocked"), "a hook that is gone is explained as well: {shown}");
+    let retried = run(&place, &["deliveries", "retry", "1"]).await;
+    assert!(retried.err.contains("names no hook \"cms\"; nothing attempts it"), "{retried:?}");
+    assert!(retried.err.contains("No daemon is running"), "{retried:?}");
 }
