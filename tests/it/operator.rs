@@ -100,8 +100,15 @@ async fn a_disabled_hook_is_not_told_until_it_is_enabled() {
     assert!(row[2].starts_with("disabled since ") && row[2].ends_with(": the CMS moves"), "{listed}");
     let json = run(&place, &["hooks", "list", "--json"]).await.json();
     assert_eq!((&json[0]["state"], &json[1]["name"]), (&"disabled".into(), &"watching".into()));
+    let held = "UPDATE deliveries SET state = 'held', finished_at = NULL WHERE hook = 'cms'";
+    place.database().execute(held, []).unwrap();
+    assert_eq!(run(&place, &["hooks", "list", "--json"]).await.json()[0]["held"], 1);
+    let id = place.ask::<i64>("SELECT id FROM deliveries WHERE hook = 'cms'").unwrap().to_string();
+    let retried = run(&place, &["deliveries", "retry", &id]).await;
+    assert!(retried.code == 0 && retried.out.contains("is held: hook cms is disabled; `assetwatch hooks enable cms`"));
     let enabled = run(&place, &["hooks", "enable", "cms", "--json"]).await.json();
-    assert_eq!(enabled[0]["hook"], "cms");
+    assert_eq!(enabled[0], serde_json::json!({"hook": "cms", "released": 1}));
+    receiver.until(2).await;
     run(&place, &["add", "active_2"]).await;
     place.until_state("active_2", "settled").await;
     place.until("SELECT count(*) FROM deliveries WHERE state <> 'delivered'", 0).await;
@@ -171,6 +178,24 @@ async fn a_test_that_fails_is_not_repeated() {
     std::fs::remove_file(place.path("secret")).unwrap();
     let unusable = run(&place, &["hooks", "test", "cms"]).await;
     assert!(unusable.code == 1 && unusable.err.contains("the secret file"), "{unusable:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_interrupted_test_ends_what_it_began() {
+    let (api, receiver) = (Server::api().await, Server::start(|_| Reply::Hang).await);
+    let place = Place::new(&api, &webhook(&receiver));
+    let mut test = tokio::process::Command::new(crate::rig::binary());
+    test.arg("--config").arg(place.config()).args(["hooks", "test", "cms", "--json"]);
+    let test = test.stdout(std::process::Stdio::piped()).kill_on_drop(true).spawn().unwrap();
+    receiver.until(1).await;
+    let pid = rustix::process::Pid::from_raw(test.id().unwrap() as i32).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    let ended = test.wait_with_output().await.unwrap();
+    assert_eq!(ended.status.code(), Some(130));
+    let said: serde_json::Value = serde_json::from_slice(&ended.stdout).unwrap();
+    assert_eq!(said["outcome"], "interrupted");
+    let ledger = "SELECT state || ' ' || outcome FROM deliveries JOIN attempts ON delivery_id = deliveries.id";
+    assert_eq!(place.ask::<String>(ledger).unwrap(), "dead interrupted");
 }
 
 #[tokio::test(flavor = "multi_thread")]
