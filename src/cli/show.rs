@@ -60,7 +60,7 @@ fn print_shown(shown: &Shown, now: Timestamp, output: Output) -> io::Result<()> 
 
 fn print_history(history: &History, output: Output) -> io::Result<()> {
     for event in &history.events {
-        output.line(&format!("\nevent {} {} at {}", plain(&event.event_type), event.id, event.created_at))?;
+        output.line(&format!("\nevent {} {} at {}", plain(&event.event_type), plain(&event.id), event.created_at))?;
         for delivery in history.deliveries.iter().filter(|delivery| delivery.event_id == event.id) {
             let state = delivery.state.as_str();
             output.line(&format!("  delivery {} to {}: {state}", delivery.id, plain(&delivery.hook)))?;

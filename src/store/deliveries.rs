@@ -186,8 +186,13 @@ impl Store {
     ) -> Result<Parcel, StoreError> {
         self.write(move |connection| {
             ledger::tell(connection, &event)?;
-            // Ids only ever grow, so this is the one that was just written.
-            let id = connection.query_row("SELECT max(id) FROM deliveries", [], |row| row.get(0))?;
+            // Ids only ever grow, so the latest delivery is the one that was just written; and nobody else's is leased.
+            let id = connection.query_row(
+                "SELECT id FROM deliveries WHERE id = (SELECT max(id) FROM deliveries)
+                     AND (SELECT id FROM events WHERE seq = event_seq) = ?1",
+                [&event.id],
+                |row| row.get(0),
+            )?;
             let terms = Terms { owner, lanes: Vec::new(), now, horizon: now, only: None, live: Vec::new() };
             ledger::lease_one(connection, id, &terms, now + lease)
         })

@@ -76,6 +76,9 @@ async fn batches_are_listed_and_shown() {
     let shown = run(&place, &["batch", "show", "first"]).await.out;
     assert!(shown.contains("waiting       0\n") && shown.contains("state         open\n"), "{shown}");
     assert_eq!(run(&place, &["batch", "show", "first", "--json"]).await.json()[0]["watches"], 2);
+    let ended = run(&place, &["batch", "close", "first"]).await;
+    assert!(ended.out.starts_with("closed first; settled at 2"), "it settles with its closing: {ended:?}");
+    assert_eq!(place.ask::<i64>(SETTLED), Some(1));
     for args in [&["batch", "show", "nope"][..], &["batch", "close", "nope"], &["wait", "--batch", "nope"]] {
         let unknown = run(&place, args).await;
         assert!(unknown.code == 1 && unknown.err.contains("there is no batch \"nope\""), "{args:?}: {unknown:?}");

@@ -280,3 +280,37 @@ async fn show_names_what_stands_before() {
     assert!(retried.err.contains("names no hook \"cms\"; nothing attempts it"), "{retried:?}");
     assert!(retried.err.contains("No daemon is running"), "{retried:?}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_that_came_from_outside_is_obeyed_by_a_terminal() {
+    let api = Server::api().await;
+    let place = Place::new(&api, "[[hooks]]\nname = \"cms\"\ncommand = [\"/bin/true\"]\n");
+    run(&place, &["add", "active_1", "--batch", "b", "--close"]).await;
+    run(&place, &["wait", "active_1", "-q"]).await;
+    let evil = "char(27) || '[2J' || char(155) || char(8238) || char(10)";
+    place
+        .database()
+        .execute_batch(&format!(
+            "UPDATE deliveries SET state = 'dead', due_at = NULL, finished_at = 1, last_error = {evil};
+             UPDATE events SET id = {evil}, type = {evil} WHERE watch_id IS NULL;
+             UPDATE watches SET status = {evil};
+             INSERT OR REPLACE INTO hooks (name, disabled_at, disabled_reason, last_error) VALUES ('cms', 1, {evil}, {evil});
+             INSERT INTO hooks (name) VALUES ({evil});
+             INSERT INTO batches (name, created_at) VALUES ({evil}, 1)"
+        ))
+        .unwrap();
+    for args in [
+        &["hooks", "list"][..],
+        &["deliveries", "list"],
+        &["show", "active_1"],
+        &["events"],
+        &["batch", "list"],
+        &["batch", "show", "b"],
+    ] {
+        for json in [false, true] {
+            let said = run(&place, &[args, if json { &["--json"] } else { &[] }].concat()).await;
+            let obeyed = |c: &char| (c.is_control() && !"\n\t".contains(*c)) || (!json && *c == '\u{202e}');
+            assert_eq!((said.code, (said.out + &said.err).chars().find(obeyed)), (0, None), "{args:?}");
+        }
+    }
+}
