@@ -89,6 +89,8 @@ pub struct Attempt {
     pub outcome: Outcome,
     /// The receiver's HTTP status, or the command's exit code.
     pub code: Option<i64>,
+    /// The headers of its answer that a person looks for, in short; they are not kept.
+    pub headers: Vec<(String, String)>,
     /// What the receiver answered or the command wrote to stdout; the beginning and the end of it.
     pub output: Vec<u8>,
     /// What the command wrote to stderr.
@@ -98,7 +100,7 @@ pub struct Attempt {
 impl Attempt {
     /// An attempt of which nothing but its outcome is known.
     pub const fn bare(outcome: Outcome) -> Self {
-        Self { outcome, code: None, output: Vec::new(), errors: Vec::new() }
+        Self { outcome, code: None, headers: Vec::new(), output: Vec::new(), errors: Vec::new() }
     }
 }
 

@@ -198,11 +198,13 @@ fn print_object(tested: &Tested, output: Output) -> io::Result<()> {
     let Tested { target, parcel, headers, attempt } = tested;
     let (word, error) = outcome(&attempt.outcome);
     let text = |bytes: &[u8]| (!bytes.is_empty()).then(|| String::from_utf8_lossy(bytes).into_owned());
-    let headers: serde_json::Map<_, _> = headers.iter().map(|(name, value)| (name.clone(), json!(value))).collect();
+    let object = |headers: &[(String, String)]| -> serde_json::Map<_, _> {
+        headers.iter().map(|(name, value)| (name.clone(), json!(value))).collect()
+    };
     output.object(&json!({
         "hook": parcel.delivery.hook, "target": target, "event_id": parcel.delivery.event_id,
-        "delivery_id": parcel.delivery.id, "headers": headers, "body": String::from_utf8_lossy(&parcel.body),
-        "outcome": word, "code": attempt.code, "error": error,
+        "delivery_id": parcel.delivery.id, "headers": object(headers), "body": String::from_utf8_lossy(&parcel.body),
+        "outcome": word, "code": attempt.code, "error": error, "answer_headers": object(&attempt.headers),
         "output": text(&attempt.output), "errors": text(&attempt.errors),
     }))
 }
@@ -225,8 +227,8 @@ fn print_tested(tested: &Tested, output: Output) -> io::Result<()> {
         Some(code) => output.line(&format!("exited with {code}"))?,
         None => {}
     }
-    if let Outcome::Failed { not_before: Some(wait), .. } = &attempt.outcome {
-        output.line(&format!("  retry-after: {}", humantime::format_duration(*wait)))?;
+    for (name, value) in &attempt.headers {
+        output.line(&format!("  {name}: {}", plain(value)))?;
     }
     let text = |bytes: &[u8]| (!bytes.is_empty()).then(|| String::from_utf8_lossy(bytes).into_owned());
     let name = if webhook { "body" } else { "stdout" };

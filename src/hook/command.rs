@@ -121,6 +121,7 @@ impl Command {
         Attempt {
             outcome: self.outcome(&ending, status),
             code: status.and_then(|status| status.code()).map(i64::from),
+            headers: Vec::new(),
             output: output.into_bytes(),
             errors: errors.into_bytes(),
         }

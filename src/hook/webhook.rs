@@ -4,7 +4,7 @@ use std::error::Error;
 use std::pin::pin;
 use std::time::Duration;
 
-use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION};
+use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, LOCATION, RETRY_AFTER, SERVER};
 use reqwest::{Client, RequestBuilder, Response, StatusCode};
 use url::{Position, Url};
 
@@ -18,8 +18,10 @@ use crate::delivery::{Attempt, Outcome, Parcel};
 const BODY_LIMIT: usize = 16 * 1_024;
 /// So long is waited for it.
 const BODY_TIME: Duration = Duration::from_secs(2);
-/// So many characters of a Location are shown.
-const LOCATION_LIMIT: usize = 200;
+/// The headers of an answer that a person looks for who tries a hook out.
+const ESSENTIALS: [HeaderName; 4] = [CONTENT_TYPE, LOCATION, RETRY_AFTER, SERVER];
+/// So many characters of a header are shown.
+const HEADER_LIMIT: usize = 200;
 /// Parts of a URL that are shorter than this are no secrets.
 const SECRET_LENGTH: usize = 8;
 /// Below the 5 s after which common servers close an idle connection: to write into one that is just being closed would
@@ -65,13 +67,14 @@ impl Webhook {
     async fn heard(&self, mut response: Response, now: Timestamp, hurry: impl Future<Output = ()>) -> Attempt {
         let status = response.status();
         let outcome = self.answered(status, response.headers(), now);
+        let headers = self.essentials(response.headers());
         let mut output = Vec::new();
         tokio::select! {
             () = keep_body(&mut response, &mut output) => {}
             () = tokio::time::sleep(BODY_TIME) => {}
             () = hurry => {}
         }
-        Attempt { outcome, code: Some(status.as_u16().into()), output, errors: Vec::new() }
+        Attempt { outcome, code: Some(status.as_u16().into()), headers, output, errors: Vec::new() }
     }
 
     /// What is sent with the body; a value that is marked as sensitive is masked.
@@ -121,15 +124,20 @@ impl Webhook {
         Outcome::Failed { error, not_before }
     }
 
-    /// A Location as one short line, without what it repeats of our own URL: that may be a secret.
-    fn shown(&self, location: &[u8]) -> String {
+    fn essentials(&self, headers: &HeaderMap) -> Vec<(String, String)> {
+        let found = ESSENTIALS.iter().filter_map(|name| Some((name, headers.get(name)?)));
+        found.map(|(name, value)| (name.to_string(), self.shown(value.as_bytes()))).collect()
+    }
+
+    /// A header's value as one short line, without what it repeats of our own URL: that may be a secret.
+    fn shown(&self, value: &[u8]) -> String {
         let ours = [&self.url[Position::BeforeUsername..Position::AfterPassword], &self.url[Position::BeforePath..]];
         let parts = ours.into_iter().flat_map(|text| text.split(['/', '?', '&', '=', ':', '#']));
-        let mut text = String::from_utf8_lossy(location).into_owned();
+        let mut text = String::from_utf8_lossy(value).into_owned();
         for part in parts.filter(|part| part.len() >= SECRET_LENGTH) {
             text = text.replace(part, "…");
         }
-        text.chars().take(LOCATION_LIMIT).flat_map(char::escape_debug).collect()
+        text.chars().take(HEADER_LIMIT).flat_map(char::escape_debug).collect()
     }
 
     fn unanswered(&self, error: reqwest::Error) -> Outcome {

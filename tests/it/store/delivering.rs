@@ -158,7 +158,8 @@ async fn a_claim_of_deliveries_says_when_the_hook_has_something_next() {
 /// Claims the only delivery there is, and finishes it.
 async fn finish(base: &Base, outcome: Outcome, verdict: Verdict) -> Delivery {
     let parcel = base.parcels(terms(&[("cms", 9)])).await.remove(0);
-    let attempt = Attempt { outcome, code: Some(418), output: b"out\xff".into(), errors: b"err".into() };
+    let attempt =
+        Attempt { code: Some(418), output: b"out\xff".into(), errors: b"err".into(), ..Attempt::bare(outcome) };
     base.store.finish(parcel, attempt, verdict, NOW + SECOND).await.unwrap();
     base.deliveries(1).await.remove(0)
 }
