@@ -20,6 +20,7 @@ use crate::pace::Limits;
 
 mod document;
 mod find;
+mod headers;
 mod hooks;
 mod kind;
 mod literal;
@@ -213,30 +214,71 @@ pub struct Hook {
     pub timeout: Duration,
     /// Attempts at once: webhooks 4, commands 1 unless said.
     pub concurrency: u32,
+    /// Attempts a second, 0.01 to 100,000; without a limit when absent.
+    pub rate: Option<f64>,
     /// The gaps after the first attempt.
     pub schedule: Vec<Duration>,
 }
 
 /// What a hook is.
-#[expect(missing_docs, reason = "each variant's sentence names its fields")]
 #[derive(Clone, PartialEq)]
 pub enum Target {
-    /// A POST to a URL, signed with each of the secrets (none: unsigned).
-    Webhook { url: Url, secrets: Option<KeySource> },
+    /// A POST to a URL.
+    Webhook(Webhook),
     /// A process, see `hook::command`.
     Command(Command),
 }
 
-/// The URL without its path, which may be the secret itself (chat services).
 impl fmt::Debug for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Webhook { url, secrets } => {
-                f.debug_struct("Webhook").field("url", &kind::masked(url)).field("secrets", secrets).finish()
-            }
+            Self::Webhook(webhook) => webhook.fmt(f),
             Self::Command(command) => command.fmt(f),
         }
     }
+}
+
+/// A URL that events are posted to.
+#[derive(Clone, PartialEq)]
+pub struct Webhook {
+    /// Where to; its path may be a secret.
+    pub url: Url,
+    /// What requests are signed with (none: unsigned).
+    pub secrets: Option<KeySource>,
+    /// Sent with every request.
+    pub headers: Vec<Header>,
+    /// The proxy to go through; only if it is configured. It may hold a password.
+    pub proxy: Option<Url>,
+}
+
+/// The URLs without what may be secret in them (chat services, passwords).
+impl fmt::Debug for Webhook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Webhook")
+            .field("url", &kind::masked(&self.url))
+            .field("secrets", &self.secrets)
+            .field("headers", &self.headers)
+            .field("proxy", &self.proxy.as_ref().map(kind::masked))
+            .finish()
+    }
+}
+
+/// A header of a webhook's own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// Its name, in lower case.
+    pub name: String,
+    /// Its value.
+    pub value: HeaderText,
+}
+
+/// The value of a header, which may be a secret.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HeaderText {
+    /// As it stands in the file.
+    Plain(Secret),
+    /// Read from there when the hooks are set up.
+    From(KeySource),
 }
 
 /// A command that is run for each delivery.

@@ -1,5 +1,7 @@
 //! Events: facts told to others, who wants to be told of which, and the exact bytes that they are told.
 
+mod template;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
@@ -11,6 +13,8 @@ use sha2::{Digest, Sha256};
 
 use crate::clock::Timestamp;
 use crate::watch::{State, Watch, raw_json};
+
+pub use template::Template;
 
 /// What happened to a watch, as far as hooks are told.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -175,6 +179,8 @@ pub struct Subscription {
     pub accounts: Vec<String>,
     /// Only watches of these batches; all when empty.
     pub batches: Vec<String>,
+    /// What it is sent in place of the event's own body.
+    pub body: Option<Template>,
 }
 
 impl Subscription {
@@ -251,17 +257,13 @@ impl Event {
         let event_type = fact.event_type();
         let callback = watch.callback_url.as_deref().filter(|_| matches!(fact, Fact::Settled(_) | Fact::Abandoned));
         let hooks = telling.subscriptions.iter().filter(|subscription| subscription.wants(fact, watch));
-        Self {
-            id: event_id(telling.install_id, watch, &event_type),
-            watch_id: Some(watch.id),
-            body: body(&event_type, watch, previous_status, now),
-            event_type,
-            created_at: now,
-            addressees: hooks
-                .map(addressee)
-                .chain(callback.map(|url| Addressee { hook: callback_lane(url), body: None }))
-                .collect(),
-        }
+        let id = event_id(telling.install_id, watch, &event_type);
+        let body = body(&event_type, watch, previous_status, now);
+        let addressees = hooks
+            .map(|hook| addressee(hook, &id, &body))
+            .chain(callback.map(|url| Addressee { hook: callback_lane(url), body: None }))
+            .collect();
+        Self { id, watch_id: Some(watch.id), event_type, body, created_at: now, addressees }
     }
 
     /// An event that tells of nothing, for one hook: that a sample asset has this status. Its type is `test`, and its id a
@@ -288,7 +290,7 @@ impl Event {
         // As in `body`: nothing in it can fail to serialize.
         let body = serde_json::to_vec(&Body { event_type, timestamp: now, data }).unwrap_or_default();
         let id = format!("evt_{}", base32(&random));
-        let addressees = vec![addressee(subscription)];
+        let addressees = vec![addressee(subscription, &id, &body)];
         Self { id, watch_id: None, event_type: event_type.into(), body, created_at: now, addressees }
     }
 
@@ -313,13 +315,16 @@ impl Event {
         };
         let body = json!({"type": event_type, "timestamp": now, "data": notice.data()}).to_string().into_bytes();
         let hooks = telling.subscriptions.iter().filter(|subscription| subscription.wants_notice(notice));
-        let addressees = hooks.map(addressee).collect();
+        let addressees = hooks.map(|hook| addressee(hook, &id, &body)).collect();
         Self { id, watch_id: None, event_type, body, created_at: now, addressees }
     }
 }
 
-fn addressee(subscription: &Subscription) -> Addressee {
-    Addressee { hook: subscription.hook.clone(), body: None }
+/// A template that cannot be rendered for this one event must not keep the hook from hearing of it: it is sent the event's
+/// own body then.
+fn addressee(subscription: &Subscription, id: &str, body: &[u8]) -> Addressee {
+    let rendered = subscription.body.as_ref().and_then(|template| template.render(id, body).ok());
+    Addressee { hook: subscription.hook.clone(), body: rendered }
 }
 
 /// Who is told, and under which name of the sender.

@@ -1,6 +1,8 @@
 //! Where events go: webhooks and commands. One attempt at one delivery goes in, what it brought comes out; nothing here
 //! decides what that means. `spec/hooks.md` is the contract.
 
+mod address;
+mod callback;
 mod command;
 mod group;
 mod guard;
@@ -13,18 +15,26 @@ mod webhook;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 
+use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
+
 use crate::clock::Timestamp;
-use crate::config::{Hook, Target};
+use crate::config::{self, Hook, Target};
 use crate::delivery::{Attempt, Outcome, Parcel};
+use crate::event::CALLBACK;
 
 pub use orphans::adopt as adopt_orphans;
 pub use signature::{Signer, verify};
 
+use callback::Callbacks;
 use command::Command;
+use guard::Guard;
 use webhook::Webhook;
 
-/// Every configured hook, ready to be told.
-pub struct Hooks(BTreeMap<String, Edge>);
+/// Every configured hook, and the callbacks of watches, ready to be told.
+pub struct Hooks {
+    edges: BTreeMap<String, Edge>,
+    callbacks: Callbacks,
+}
 
 enum Edge {
     Webhook(Webhook),
@@ -33,50 +43,58 @@ enum Edge {
 
 /// A hook that cannot be used as it is configured.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("hook `{hook}`: {problem}")]
+#[error("{}: {problem}", placed(hook))]
 pub struct HookError {
-    /// The hook's name.
+    /// The hook's name, or `[callbacks]` for what all callbacks have in common.
     pub hook: String,
     /// What is wrong with what, and what to do. A secret is never in it.
     pub problem: String,
 }
 
+/// The place of what all callbacks have in common; no hook can have this name.
+const CALLBACKS: &str = "[callbacks]";
+
+/// What an error calls a hook, or the callbacks.
+fn placed(hook: &str) -> String {
+    if hook == CALLBACKS { hook.into() } else { format!("hook `{hook}`") }
+}
+
 impl Hooks {
-    /// Reads the secrets of `hooks` and builds their client. `env` reads a variable of our environment: for secrets
-    /// that are kept there, and for what a command's `env_pass` names.
-    pub fn new(hooks: &[Hook], env: impl Fn(&str) -> Option<OsString>) -> Result<Self, HookError> {
+    /// Reads the secrets of `hooks` and of the callbacks, and builds the hooks' clients. `env` reads a variable of our
+    /// environment: for secrets that are kept there, and for what a command's `env_pass` names.
+    pub fn new(
+        hooks: &[Hook],
+        callbacks: Option<&config::Callbacks>,
+        env: impl Fn(&str) -> Option<OsString>,
+    ) -> Result<Self, HookError> {
         // One client for all webhooks, so that hooks on one host share its connections; built only if there are any.
-        let mut client = None;
+        let mut shared = None;
         let mut edges = BTreeMap::new();
         for hook in hooks {
             let name = hook.subscription.hook.clone();
-            let failed = |problem| HookError { hook: name.clone(), problem };
             let edge = match &hook.target {
                 Target::Command(command) => Edge::Command(Command::new(hook, command, &env)),
-                Target::Webhook { url, secrets } => {
-                    let signer = Signer::read(secrets.as_ref(), &env).map_err(failed)?;
-                    let client = match &client {
-                        Some(client) => client,
-                        None => client.insert(webhook::client(guard::Guard::system()).map_err(failed)?),
-                    };
-                    Edge::Webhook(Webhook { client: client.clone(), url: url.clone(), timeout: hook.timeout, signer })
-                }
+                Target::Webhook(target) => webhook_edge(hook, target, &mut shared, &env)
+                    .map_err(|problem| HookError { hook: name.clone(), problem })?,
             };
             edges.insert(name, edge);
         }
-        Ok(Self(edges))
+        let callbacks = Callbacks::new(callbacks, &env);
+        let callbacks = callbacks.map_err(|problem| HookError { hook: CALLBACKS.into(), problem })?;
+        Ok(Self { edges, callbacks })
     }
 
     /// The headers with which [`Hooks::perform`] sends `parcel` at that instant, the values that are secret masked; none
     /// for a command.
     pub fn headers(&self, hook: &str, parcel: &Parcel, now: Timestamp) -> Vec<(String, String)> {
-        match self.0.get(hook) {
+        match self.edges.get(hook) {
             Some(Edge::Webhook(webhook)) => webhook.headers(parcel, now),
             Some(Edge::Command(_)) | None => Vec::new(),
         }
     }
 
-    /// One attempt at delivering `parcel` to the hook of that name. It always brings something, failure included.
+    /// One attempt at delivering `parcel` to the hook of that name, or to the watch's own callback if it is the lane of
+    /// one. It always brings something, failure included.
     ///
     /// `hurry` resolves when the daemon has to stop: a command is then ended, with its `kill_after`, and a webhook that
     /// has not been answered is dropped; both are [`Outcome::Interrupted`]. To drop the future ends what it began, too,
@@ -88,7 +106,10 @@ impl Hooks {
         now: Timestamp,
         hurry: impl Future<Output = ()>,
     ) -> Attempt {
-        match self.0.get(hook) {
+        if hook.starts_with(CALLBACK) {
+            return self.callbacks.perform(parcel, now, hurry).await;
+        }
+        match self.edges.get(hook) {
             Some(Edge::Webhook(webhook)) => webhook.perform(parcel, now, hurry).await,
             Some(Edge::Command(command)) => command.perform(parcel, now, hurry).await,
             None => {
@@ -98,6 +119,46 @@ impl Hooks {
             }
         }
     }
+}
+
+fn webhook_edge(
+    hook: &Hook,
+    target: &config::Webhook,
+    shared: &mut Option<reqwest::Client>,
+    env: &impl Fn(&str) -> Option<OsString>,
+) -> Result<Edge, String> {
+    let client = match (&target.proxy, &shared) {
+        (Some(proxy), _) => webhook::client(Guard::system(), Some(proxy))?,
+        (None, Some(client)) => client.clone(),
+        (None, None) => shared.insert(webhook::client(Guard::system(), None)?).clone(),
+    };
+    Ok(Edge::Webhook(Webhook {
+        client,
+        url: target.url.clone(),
+        timeout: hook.timeout,
+        signer: Signer::read(target.secrets.as_ref(), env)?,
+        headers: headers(&target.headers, env)?,
+        moved: webhook::MOVED,
+    }))
+}
+
+/// The headers of the configuration with their values, which may be secrets.
+fn headers(headers: &[config::Header], env: &impl Fn(&str) -> Option<OsString>) -> Result<HeaderMap, String> {
+    let mut map = HeaderMap::new();
+    for config::Header { name, value } in headers {
+        let secret = match value {
+            config::HeaderText::Plain(text) => text.clone(),
+            config::HeaderText::From(source) => {
+                source.read(env).map_err(|error| format!("the header {name}: {error}"))?
+            }
+        };
+        let unusable = || format!("the header {name} cannot be sent as it is configured");
+        let name = HeaderName::from_bytes(name.as_bytes()).map_err(|_| unusable())?;
+        let mut value = HeaderValue::from_str(secret.expose()).map_err(|_| unusable())?;
+        value.set_sensitive(true);
+        map.insert(name, value);
+    }
+    Ok(map)
 }
 
 #[cfg(test)]
@@ -132,8 +193,9 @@ mod tests {
     /// The hook `test` with that target.
     pub fn hook(target: Target, timeout: Duration) -> Hook {
         let on = Vec::new();
-        let subscription = Subscription { hook: "test".into(), on, accounts: Vec::new(), batches: Vec::new() };
-        Hook { subscription, target, timeout, concurrency: 1, schedule: Vec::new() }
+        let subscription =
+            Subscription { hook: "test".into(), on, accounts: Vec::new(), batches: Vec::new(), body: None };
+        Hook { subscription, target, timeout, concurrency: 1, rate: None, schedule: Vec::new() }
     }
 
     /// Wall time: the independent verifier of signatures looks at the clock.
@@ -141,22 +203,27 @@ mod tests {
         crate::clock::Clock::system().now()
     }
 
+    /// A webhook and nothing besides.
+    pub fn target(url: &str, secrets: Option<KeySource>) -> Target {
+        let url = url.parse().unwrap();
+        Target::Webhook(config::Webhook { url, secrets, headers: Vec::new(), proxy: None })
+    }
+
     fn webhook(secrets: Option<KeySource>) -> Hook {
-        let url = "https://hooks.example/services/T0/B0/hunter2hunter2".parse().unwrap();
-        hook(Target::Webhook { url, secrets }, Duration::from_secs(1))
+        hook(target("https://hooks.example/services/T0/B0/hunter2hunter2", secrets), Duration::from_secs(1))
     }
 
     #[test]
     fn a_hook_that_cannot_be_used_is_named() {
         let missing = webhook(Some(KeySource::File("/nonexistent/secret".into())));
-        let error = Hooks::new(&[webhook(None), missing], |_| None).err().unwrap().to_string();
+        let error = Hooks::new(&[webhook(None), missing], None, |_| None).err().unwrap().to_string();
         let says = "hook `test`: the secret file /nonexistent/secret cannot be read: No such file or directory";
         assert!(error.starts_with(says), "{error}");
     }
 
     #[tokio::test]
     async fn a_hook_that_is_gone_blocks_its_deliveries() {
-        let hooks = Hooks::new(&[webhook(None)], |_| None).unwrap();
+        let hooks = Hooks::new(&[webhook(None)], None, |_| None).unwrap();
         let attempt = sendable(hooks.perform("gone", &parcel(BODY), now(), std::future::pending())).await;
         let Outcome::Blocked { error } = attempt.outcome else { panic!("{attempt:?}") };
         assert!(error.starts_with("no hook of the configuration is named `gone`"), "{error}");

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::output::{Output, exit, plain, unheard};
 use crate::clock::Clock;
-use crate::config::{Hook, Settings, Target};
+use crate::config::{self, Callbacks, Hook, Settings, Target, Webhook};
 use crate::control::{self, Control};
 use crate::hook::Hooks;
 use crate::store::{Store, StoreError};
@@ -48,6 +48,7 @@ pub async fn check(settings: &Settings, output: Output) -> anyhow::Result<u8> {
     if settings.hooks.is_empty() {
         lines.push(line("hooks", Finding::Note, "none are configured: nobody is told when an asset settles".into()));
     }
+    lines.extend(settings.callbacks.iter().map(callbacks));
     let mut code = exit::OK;
     for line in &lines {
         unheard(print(line, output))?;
@@ -131,46 +132,67 @@ async fn written(control: &Control) -> Result<i64, StoreError> {
 fn hook(hook: &Hook) -> Line {
     let name = &hook.subscription.hook;
     let what = format!("hook {name}");
-    if let Err(error) = Hooks::new(std::slice::from_ref(hook), |name| std::env::var_os(name)) {
+    if let Err(error) = Hooks::new(std::slice::from_ref(hook), None, |name| std::env::var_os(name)) {
         return line(&what, Finding::Bad, error.to_string());
     }
     let span = hook.schedule.iter().sum::<std::time::Duration>().mul_f64(1.2);
     let hours = span.as_secs() / 3_600;
     let tries = format!("at most {} attempts over up to {hours} h", hook.schedule.len() + 1);
     let (finding, says) = match &hook.target {
-        Target::Webhook { url, secrets } => {
-            let at = url.host_str().unwrap_or_default();
-            match (secrets, url.scheme()) {
-                (None, _) => (
-                    Finding::Note,
-                    format!(
-                        "webhook to {at}, unsigned: add `secret_file`, so that the receiver can verify it; {tries}"
-                    ),
-                ),
-                (Some(_), "http") if !is_private(url) => (
-                    Finding::Note,
-                    format!("webhook to {at} over plain http: everybody on the way can read it; {tries}"),
-                ),
-                (Some(_), _) => (Finding::Ok, format!("webhook to {at}, signed; {tries}")),
-            }
-        }
-        Target::Command(command) => {
-            let program = command.argv.first().map(String::as_str).unwrap_or_default();
-            let templated = command.argv.iter().skip(1).any(|argument| argument.contains('{'))
-                && command.argv.iter().any(|argument| argument == "-c");
-            match () {
-                () if !Path::new(program).exists() => (Finding::Bad, format!("{program} does not exist")),
-                () if templated => (
-                    Finding::Note,
-                    format!(
-                        "command {program}: an argument contains `{{`; nothing is filled in there, use \"$HOOK_URL\" and its like; {tries}"
-                    ),
-                ),
-                () => (Finding::Ok, format!("command {program}; {tries}")),
-            }
-        }
+        Target::Webhook(target) => webhook(target),
+        Target::Command(target) => command(target),
     };
-    line(&what, finding, says)
+    line(&what, finding, format!("{says}; {tries}"))
+}
+
+fn webhook(webhook: &Webhook) -> (Finding, String) {
+    let Webhook { url, secrets, proxy, .. } = webhook;
+    let mut says = format!("webhook to {}", url.host_str().unwrap_or_default());
+    if let Some(proxy) = proxy.as_ref().and_then(|proxy| proxy.host_str()) {
+        says += &format!(" through the proxy {proxy}");
+    }
+    let mut finding = Finding::Ok;
+    if secrets.is_some() {
+        says += ", signed";
+    } else {
+        finding = Finding::Note;
+        says += ", unsigned: add `secret_file`, so that the receiver can verify it";
+    }
+    if url.scheme() == "http" && !is_private(url) {
+        finding = Finding::Note;
+        says += ", over plain http: everybody on the way can read it";
+    }
+    (finding, says)
+}
+
+fn command(command: &config::Command) -> (Finding, String) {
+    let program = command.argv.first().map(String::as_str).unwrap_or_default();
+    let templated = command.argv.iter().skip(1).any(|argument| argument.contains('{'))
+        && command.argv.iter().any(|argument| argument == "-c");
+    if !Path::new(program).exists() {
+        return (Finding::Bad, format!("{program} does not exist"));
+    }
+    if templated {
+        let says = "an argument contains `{`; nothing is filled in there, use \"$HOOK_URL\" and its like";
+        return (Finding::Note, format!("command {program}: {says}"));
+    }
+    (Finding::Ok, format!("command {program}"))
+}
+
+/// The URLs that come with watches; without a table they work, too.
+fn callbacks(callbacks: &Callbacks) -> Line {
+    const WHAT: &str = "callbacks";
+    if let Err(error) = Hooks::new(&[], Some(callbacks), |name| std::env::var_os(name)) {
+        return line(WHAT, Finding::Bad, error.to_string());
+    }
+    let (finding, signed) = match callbacks.secrets {
+        Some(_) => (Finding::Ok, "signed"),
+        None => (Finding::Note, "unsigned: add `secret_file`, so that receivers can verify them"),
+    };
+    let nets: Vec<String> = callbacks.allow_nets.iter().map(ToString::to_string).collect();
+    let reach = if nets.is_empty() { String::new() } else { format!(" and {}", nets.join(", ")) };
+    let scheme = if callbacks.allow_http { "https and plain http" } else { "https" };
+    line(WHAT, finding, format!("{signed}; they reach public addresses{reach}, by {scheme}"))
 }
 
 fn is_private(url: &url::Url) -> bool {

@@ -4,15 +4,16 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::document::Branch;
-use super::kind::{self, DAY, HOUR, HookUrl, MINUTE, SECOND, TENTH};
+use super::headers;
+use super::kind::{self, DAY, HOUR, HookUrl, MINUTE, ProxyUrl, SECOND, TENTH};
 use super::literal::printable;
 use super::reader::Reader;
 use super::section::Section;
-use super::{Command, Hook, Target};
+use super::{Command, Hook, Target, Webhook};
 use crate::decide::SCHEDULE;
-use crate::event::{Subscription, Topic};
+use crate::event::{Subscription, Template, Topic};
 
-const FOR_WEBHOOKS: [&str; 3] = ["url", "secret_file", "secret_env"];
+const FOR_WEBHOOKS: [&str; 6] = ["url", "secret_file", "secret_env", "headers", "body", "proxy"];
 const FOR_COMMANDS: [&str; 4] = ["command", "kill_after", "env", "env_pass"];
 
 /// One `[[hooks]]`; `at` is its place among them. None when it cannot be told what it is.
@@ -23,16 +24,19 @@ pub(super) fn hook(reader: &mut Reader<'_>, at: usize, branch: Branch) -> Option
     section.claim_name();
     let subscription = subscription(&mut section);
     let target = target(&mut section);
+    let (target, body) = target.map_or((None, None), |(target, body)| (Some(target), body));
     let (timeout, concurrency) = match &target {
-        None | Some(Target::Webhook { .. }) => (20 * SECOND, 4),
+        None | Some(Target::Webhook(_)) => (20 * SECOND, 4),
         Some(Target::Command(_)) => (60 * SECOND, 1),
     };
     let timeout = section.setting_or("timeout", timeout, kind::duration(TENTH..=HOUR));
     let concurrency = section.setting_or("concurrency", concurrency, kind::count(1..=256));
+    let rate = section.setting("rate", kind::number(0.01..=100_000.0));
     let gaps = kind::list(0..=50, kind::duration(SECOND..=7 * DAY));
     let schedule = section.written_or("schedule", SCHEDULE.to_vec(), gaps);
     section.finish();
-    Some(Hook { subscription, target: target?, timeout, concurrency, schedule })
+    let subscription = Subscription { body, ..subscription };
+    Some(Hook { subscription, target: target?, timeout, concurrency, rate, schedule })
 }
 
 fn subscription(section: &mut Section<'_, '_>) -> Subscription {
@@ -49,10 +53,12 @@ fn subscription(section: &mut Section<'_, '_>) -> Subscription {
         on: on.iter().map(|word| Topic::parse(word)).collect(),
         accounts: accounts.unwrap_or_default(),
         batches: batches.unwrap_or_default(),
+        body: None,
     }
 }
 
-fn target(section: &mut Section<'_, '_>) -> Option<Target> {
+/// What the hook is, and its own body if it has one.
+fn target(section: &mut Section<'_, '_>) -> Option<(Target, Option<Template>)> {
     match (section.has("url"), section.has_written("command")) {
         (true, false) => {
             section.refuse(&FOR_COMMANDS, "must not be beside `url`: it belongs to a hook with `command`");
@@ -60,7 +66,7 @@ fn target(section: &mut Section<'_, '_>) -> Option<Target> {
         }
         (false, true) => {
             section.refuse(&FOR_WEBHOOKS, "must not be beside `command`: it belongs to a hook with `url`");
-            command(section)
+            command(section).map(|target| (target, None))
         }
         (given, _) => {
             let found = if given { "has both" } else { "has neither" };
@@ -73,10 +79,16 @@ fn target(section: &mut Section<'_, '_>) -> Option<Target> {
     }
 }
 
-fn webhook(section: &mut Section<'_, '_>) -> Option<Target> {
+fn webhook(section: &mut Section<'_, '_>) -> Option<(Target, Option<Template>)> {
     let url = section.setting("url", kind::hook_url);
     let secrets = section.secret("secret_file", "secret_env");
-    url.map(|HookUrl(url)| Target::Webhook { url, secrets })
+    // Without a body of its own a hook is sent JSON, whatever a header says.
+    let has_body = section.has("body");
+    let base = section.base();
+    let headers = section.written("headers", headers::headers(&base, has_body)).unwrap_or_default();
+    let body = section.setting("body", headers::template);
+    let proxy = section.setting("proxy", kind::proxy_url).map(|ProxyUrl(proxy)| proxy);
+    url.map(|HookUrl(url)| (Target::Webhook(Webhook { url, secrets, headers, proxy }), body))
 }
 
 fn command(section: &mut Section<'_, '_>) -> Option<Target> {

@@ -27,6 +27,7 @@ const EVENT_TYPES: [&str; 6] =
 const LONGEST_VARIABLE: usize = 32 * 1_024;
 
 /// Why a value will not do.
+#[derive(Debug)]
 pub(super) struct Wrong {
     /// What would be right; it begins with `must`.
     pub right: String,
@@ -36,11 +37,11 @@ pub(super) struct Wrong {
 
 pub(super) type Judged<T> = Result<T, Wrong>;
 
-fn shown_with<T>(right: impl Into<String>) -> Judged<T> {
+pub(super) fn shown_with<T>(right: impl Into<String>) -> Judged<T> {
     Err(Wrong { right: right.into(), hidden: false })
 }
 
-fn hidden_with<T>(right: impl Into<String>) -> Judged<T> {
+pub(super) fn hidden_with<T>(right: impl Into<String>) -> Judged<T> {
     Err(Wrong { right: right.into(), hidden: true })
 }
 
@@ -102,7 +103,7 @@ pub(super) fn path(base: &Path) -> impl Fn(&Value) -> Judged<PathBuf> {
 }
 
 /// Not empty, and nothing that ends a string of the operating system's.
-fn sound(text: &str) -> bool {
+pub(super) fn sound(text: &str) -> bool {
     !text.is_empty() && !text.contains('\0')
 }
 
@@ -244,6 +245,29 @@ impl Literal for HookUrl {
 pub(super) fn masked(url: &Url) -> String {
     let is_bare = url.path() == "/" && url.query().is_none();
     format!("{}/{}", url.origin().ascii_serialization(), if is_bare { "" } else { MASK })
+}
+
+/// The address of a proxy, which may hold a password.
+pub(super) struct ProxyUrl(pub Url);
+
+impl Literal for ProxyUrl {
+    fn literal(&self) -> String {
+        let bare = masked(&self.0);
+        let has_user = !self.0.username().is_empty() || self.0.password().is_some();
+        quoted(&if has_user { bare.replacen("://", &format!("://{MASK}@"), 1) } else { bare })
+    }
+}
+
+/// The address of a proxy.
+pub(super) fn proxy_url(value: &Value) -> Judged<ProxyUrl> {
+    let url = value.text().and_then(|text| Url::parse(text).ok());
+    let right = |url: &Url| {
+        matches!(url.scheme(), "http" | "https") && url.host().is_some() && url.path() == "/" && url.query().is_none()
+    };
+    match url.filter(right) {
+        Some(url) => Ok(ProxyUrl(url)),
+        None => hidden_with("must be the http or https URL of a proxy, such as \"http://proxy.example:3128\""),
+    }
 }
 
 /// The address of a webhook.

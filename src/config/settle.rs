@@ -12,7 +12,7 @@ use super::kind::{self, DAY, HOUR, MINUTE, SECOND, TENTH};
 use super::literal::{duration, excerpt};
 use super::reader::Reader;
 use super::section::Section;
-use super::{Account, Callbacks, Hook, Http, KeySource, Listen, Origin, Settings, Target};
+use super::{Account, Callbacks, HeaderText, Hook, Http, KeySource, Listen, Origin, Settings, Target, Webhook};
 use crate::backoff::Policy;
 use crate::decide::Rules;
 use crate::event::{Subscription, Topic};
@@ -247,10 +247,6 @@ fn warn(settings: &Settings, reader: &mut Reader<'_>) {
     if settings.http.is_some() {
         reader.warn("http.listen", "this version does not serve HTTP yet; nothing listens there");
     }
-    if settings.callbacks.is_some() {
-        let text = "[callbacks]: this version does not deliver callbacks yet; the table has no effect";
-        reader.warnings.push(text.into());
-    }
 }
 
 fn is_in_the_clear(url: &Url) -> bool {
@@ -266,11 +262,20 @@ fn is_in_the_clear(url: &Url) -> bool {
 /// The variables that the configuration says hold secrets.
 fn secret_variables(settings: &Settings) -> Vec<&str> {
     let keys = settings.accounts.iter().map(|account| Some(&account.key));
-    let hooks = settings.hooks.iter().map(|hook| match &hook.target {
-        Target::Webhook { secrets, .. } => secrets.as_ref(),
-        Target::Command(_) => None,
+    let webhooks = || settings.hooks.iter().filter_map(|hook| webhook_of(&hook.target));
+    let signing = webhooks().map(|webhook| webhook.secrets.as_ref());
+    let headers = webhooks().flat_map(|webhook| &webhook.headers).map(|header| match &header.value {
+        HeaderText::From(source) => Some(source),
+        HeaderText::Plain(_) => None,
     });
     let callbacks = settings.callbacks.iter().map(|callbacks| callbacks.secrets.as_ref());
-    let sources = keys.chain(hooks).chain(callbacks).flatten();
+    let sources = keys.chain(signing).chain(headers).chain(callbacks).flatten();
     sources.filter_map(|source| if let KeySource::Env(name) = source { Some(name.as_str()) } else { None }).collect()
+}
+
+fn webhook_of(target: &Target) -> Option<&Webhook> {
+    match target {
+        Target::Webhook(webhook) => Some(webhook),
+        Target::Command(_) => None,
+    }
 }

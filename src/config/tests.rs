@@ -145,6 +145,7 @@ fn the_sample_is_understood() {
     assert_eq!(
         cms.subscription,
         Subscription {
+            body: None,
             hook: "cms".into(),
             on: vec![Topic::Status("active".into()), Topic::Status("censored".into()), Topic::Abandoned],
             accounts: vec!["default".into()],
@@ -153,7 +154,7 @@ fn the_sample_is_understood() {
     );
     let url = Url::parse("https://cms.example/hooks/assets").unwrap();
     let secrets = Some(KeySource::File("/etc/assetwatch/cms-secret".into()));
-    assert_eq!(cms.target, Target::Webhook { url, secrets });
+    assert_eq!(cms.target, Target::Webhook(Webhook { url, secrets, headers: Vec::new(), proxy: None }));
     assert_eq!((cms.timeout, cms.concurrency), (Duration::from_secs(20), 4));
     assert_eq!(cms.schedule, SCHEDULE);
     let command = Command {
@@ -362,7 +363,7 @@ fn paths_in_a_file_are_relative_to_it() {
     assert_eq!(settings.accounts[0].key, KeySource::File(machine.path("b")));
     assert_eq!(settings.accounts[1].key, KeySource::File(machine.path("../c")));
     assert_eq!(settings.http.unwrap().token, Some(KeySource::File(machine.path("d"))));
-    let Target::Webhook { secrets, .. } = &settings.hooks[0].target else { panic!() };
+    let Target::Webhook(Webhook { secrets, .. }) = &settings.hooks[0].target else { panic!() };
     assert_eq!(*secrets, Some(KeySource::File(machine.path("e"))));
 }
 

@@ -148,7 +148,7 @@ impl Control {
     ) -> Result<Tested, HookVerbError> {
         let known = self.hooks.iter().find(|hook| hook.subscription.hook == name);
         let hook = known.ok_or_else(|| self.unknown(name, Vec::new()))?;
-        let hooks = Hooks::new(std::slice::from_ref(hook), |name| std::env::var_os(name))?;
+        let hooks = Hooks::new(std::slice::from_ref(hook), None, |name| std::env::var_os(name))?;
         let now = self.clock.now();
         let event = Event::test(&hook.subscription, status, random()?, now);
         let owner = format!("{}-{}-test-{}", hostname(), std::process::id(), base32(&random()?[..5]));
@@ -168,7 +168,7 @@ impl Control {
     fn target(&self, name: &str) -> String {
         let hook = self.hooks.iter().find(|hook| hook.subscription.hook == name);
         match hook.map(|hook| &hook.target) {
-            Some(Target::Webhook { url, .. }) => format!("webhook {}/…", url.origin().ascii_serialization()),
+            Some(Target::Webhook(webhook)) => format!("webhook {}/…", webhook.url.origin().ascii_serialization()),
             Some(Target::Command(command)) => {
                 format!("command {}", command.argv.first().map(String::as_str).unwrap_or_default())
             }
@@ -196,7 +196,7 @@ impl Control {
 /// The longest that an attempt takes.
 fn longest(hook: &Hook) -> Duration {
     match &hook.target {
-        Target::Webhook { .. } => hook.timeout,
+        Target::Webhook(_) => hook.timeout,
         Target::Command(command) => hook.timeout + command.kill_after,
     }
 }

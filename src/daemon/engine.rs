@@ -83,7 +83,7 @@ impl Engine {
         let Control { store, clock, .. } = control;
         let owner = owner()?;
         confine(settings);
-        let hooks = Arc::new(Hooks::new(&settings.hooks, |name| std::env::var_os(name))?);
+        let hooks = Arc::new(Hooks::new(&settings.hooks, settings.callbacks.as_ref(), |name| std::env::var_os(name))?);
         let (announce, stop) = Stop::channel();
         let (polling, telling) = (Wake::default(), Wake::default());
         let accounts = accounts(control, settings, before).await?;
@@ -288,7 +288,7 @@ fn lane(hook: &config::Hook, standings: &Standings) -> (String, HookLane) {
 
 fn kill_after(hook: &config::Hook) -> Duration {
     match &hook.target {
-        Target::Webhook { .. } => Duration::ZERO,
+        Target::Webhook(_) => Duration::ZERO,
         Target::Command(command) => command.kill_after,
     }
 }

@@ -1,53 +1,149 @@
-//! Which addresses a hook may reach.
+//! What keeps hooks and callbacks from where they must not go.
 //!
 //! A hook in the configuration is the operator's own word, so only the metadata services of clouds are kept from it:
 //! they hand out credentials to whoever asks, and a name may come to mean them without the operator's doing. A URL that
 //! names such an address literally is never looked up, hence not stopped here.
+//!
+//! A callback URL is the word of whoever may add a watch. It passes two gates: [`Admission::admit`] looks at the URL,
+//! since what is written as an address is never looked up, and the resolver at what its name means.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use url::{Host, Url};
 
-/// Looks names up and hands on only the addresses that a hook may reach. hyper dials exactly what is returned, so a
+use super::address::{Rule, denied, is_metadata};
+use crate::config::read_at_most;
+
+/// Where this machine's own names stand.
+const HOSTS: &str = "/etc/hosts";
+
+/// Looks names up and hands on only the addresses that may be reached. hyper dials exactly what is returned, so a
 /// name that changes its meaning in between gains nothing.
-pub struct Guard(Arc<dyn Resolve>);
+pub struct Guard {
+    resolver: Arc<dyn Resolve>,
+    /// What holds for callbacks; none for the operator's own hooks.
+    admission: Option<Arc<Admission>>,
+}
 
-/// A name that has no address which a hook may reach.
+/// What callbacks may reach.
+#[derive(Debug, Default)]
+pub struct Admission {
+    /// Nets that are open besides the public ones.
+    pub allow_nets: Vec<IpNet>,
+    /// Whether plain http will do.
+    pub allow_http: bool,
+}
+
+/// Where a request must not go, and what to change.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "the hook's host resolves to {address}, where clouds serve credentials: correct `url`, or write the address \
-     itself into it if it is meant"
-)]
-pub struct Blocked {
-    /// The first of its addresses.
-    pub address: IpAddr,
+pub enum Blocked {
+    /// The name of an operator's hook has no address but a cloud's metadata service.
+    #[error(
+        "the hook's host resolves to {address}, where clouds serve credentials: correct `url`, or write the address \
+         itself into it if it is meant"
+    )]
+    Metadata { address: IpAddr },
+    /// A callback would reach an address that it must not.
+    #[error(
+        "the callback's host is {address}, which is {rule}: callbacks do not go there unless \
+         `allow_nets = [\"{}\"]` stands under [callbacks]",
+        IpNet::from(*.address)
+    )]
+    Address { address: IpAddr, rule: Rule },
+    /// A callback would be sent in the clear.
+    #[error("the callback is plain http: it has to be https unless `allow_http = true` stands under [callbacks]")]
+    Http,
+    /// A callback that cannot be sent at all.
+    #[error("the callback {0}: cancel the watch, and add the asset with another one")]
+    Url(&'static str),
 }
 
 impl Guard {
-    /// Guards what the system's resolver says.
+    /// Guards an operator's hooks.
     pub fn system() -> Self {
         Self::over(System)
     }
 
-    /// Guards what `resolver` says.
+    /// Guards what `resolver` says to an operator's hooks.
     pub fn over(resolver: impl Resolve + 'static) -> Self {
-        Self(Arc::new(resolver))
+        Self { resolver: Arc::new(resolver), admission: None }
+    }
+
+    /// Guards callbacks.
+    pub fn of_callbacks(admission: Arc<Admission>) -> Self {
+        Self::of_callbacks_over(admission, Absolute)
+    }
+
+    /// Guards what `resolver` says to callbacks.
+    pub fn of_callbacks_over(admission: Arc<Admission>, resolver: impl Resolve + 'static) -> Self {
+        Self { resolver: Arc::new(resolver), admission: Some(admission) }
     }
 }
 
 impl Resolve for Guard {
     fn resolve(&self, name: Name) -> Resolving {
-        let looking_up = self.0.resolve(name);
+        let (looking_up, admission) = (self.resolver.resolve(name), self.admission.clone());
         Box::pin(async move {
-            let (denied, allowed): (Vec<_>, Vec<_>) = looking_up.await?.partition(|address| is_metadata(address.ip()));
-            match denied.first() {
-                Some(denied) if allowed.is_empty() => Err(Blocked { address: denied.ip() }.into()),
+            let addresses = looking_up.await?;
+            let own = if admission.is_some() { own_addresses()? } else { Vec::new() };
+            let (mut allowed, mut first) = (Vec::new(), None);
+            for address in addresses {
+                let ip = address.ip();
+                let blocked = match &admission {
+                    None => is_metadata(ip).then_some(Blocked::Metadata { address: ip }),
+                    Some(admission) => admission.judge(ip, &own).err(),
+                };
+                match blocked {
+                    None => allowed.push(address),
+                    Some(blocked) => first = first.or(Some(blocked)),
+                }
+            }
+            match first {
+                Some(blocked) if allowed.is_empty() => Err(blocked.into()),
                 _ => Ok(Box::new(allowed.into_iter()) as Addrs),
             }
         })
     }
+}
+
+impl Admission {
+    /// The first gate, before every attempt: the URL as it is written.
+    ///
+    /// # Errors
+    /// [`Blocked`] when it must not be asked. That this machine's addresses cannot be listed blocks, too.
+    pub fn admit(&self, url: &Url) -> Result<(), Blocked> {
+        match url.scheme() {
+            "https" => {}
+            "http" if self.allow_http => {}
+            "http" => return Err(Blocked::Http),
+            _ => return Err(Blocked::Url("is no http or https URL")),
+        }
+        if !url.username().is_empty() || url.password().is_some() {
+            return Err(Blocked::Url("has a user or a password in it"));
+        }
+        let address: IpAddr = match url.host() {
+            None => return Err(Blocked::Url("has no host")),
+            Some(Host::Domain(_)) => return Ok(()),
+            Some(Host::Ipv4(address)) => address.into(),
+            Some(Host::Ipv6(address)) => address.into(),
+        };
+        let own = own_addresses().map_err(|_| Blocked::Address { address, rule: Rule::Own })?;
+        self.judge(address, &own)
+    }
+
+    fn judge(&self, address: IpAddr, own: &[IpAddr]) -> Result<(), Blocked> {
+        denied(address, own, &self.allow_nets).map_or(Ok(()), |rule| Err(Blocked::Address { address, rule }))
+    }
+}
+
+/// Asked anew each time: a machine's addresses change while it runs.
+fn own_addresses() -> io::Result<Vec<IpAddr>> {
+    Ok(if_addrs::get_if_addrs()?.iter().map(if_addrs::Interface::ip).collect())
 }
 
 /// The system's own resolver.
@@ -55,39 +151,45 @@ struct System;
 
 impl Resolve for System {
     fn resolve(&self, name: Name) -> Resolving {
+        Box::pin(async move { look_up(name.as_str()).await })
+    }
+}
+
+/// The system's own resolver, asked for names as they stand: no search domain is tried. The hosts file knows no name
+/// with the dot at the end that says so, so it is read apart, and first, as the system does.
+struct Absolute;
+
+impl Resolve for Absolute {
+    fn resolve(&self, name: Name) -> Resolving {
         Box::pin(async move {
-            let addresses: Vec<SocketAddr> = tokio::net::lookup_host((name.as_str(), 0)).await?.collect();
-            if addresses.is_empty() {
-                return Err(io::Error::new(io::ErrorKind::NotFound, "the name has no address").into());
+            let name = name.as_str().trim_end_matches('.');
+            let hosts = read_at_most(Path::new(HOSTS), 1 << 20).unwrap_or_default();
+            let known = in_hosts(&String::from_utf8_lossy(&hosts), name);
+            if known.is_empty() {
+                return look_up(&format!("{name}.")).await;
             }
-            Ok(Box::new(addresses.into_iter()) as Addrs)
+            Ok(Box::new(known.into_iter().map(|ip| SocketAddr::new(ip, 0))) as Addrs)
         })
     }
 }
 
-/// Whether clouds serve their metadata at `address` (AWS, Azure, GCP, Alibaba, Oracle), however it is written.
-fn is_metadata(address: IpAddr) -> bool {
-    match address.to_canonical() {
-        IpAddr::V4(address) => is_metadata_v4(address),
-        IpAddr::V6(address) => match address.segments() {
-            // NAT64 (RFC 6052) reaches the IPv4 address that is inside.
-            [0x64, 0xff9b, 0, 0, 0, 0, high, low] => {
-                is_metadata_v4(Ipv4Addr::from_bits(u32::from(high) << 16 | u32::from(low)))
-            }
-            _ => address.is_unicast_link_local() || METADATA_V6.contains(&address),
-        },
+fn in_hosts(text: &str, name: &str) -> Vec<IpAddr> {
+    let lines = text.lines().map(|line| line.split('#').next().unwrap_or_default());
+    let known = lines.filter_map(|line| {
+        let mut words = line.split_whitespace();
+        let address = words.next()?.parse().ok()?;
+        words.any(|word| word.eq_ignore_ascii_case(name)).then_some(address)
+    });
+    known.collect()
+}
+
+async fn look_up(name: &str) -> Result<Addrs, Box<dyn std::error::Error + Send + Sync>> {
+    let addresses: Vec<SocketAddr> = tokio::net::lookup_host((name, 0)).await?.collect();
+    if addresses.is_empty() {
+        return Err(io::Error::new(io::ErrorKind::NotFound, "the name has no address").into());
     }
+    Ok(Box::new(addresses.into_iter()))
 }
-
-fn is_metadata_v4(address: Ipv4Addr) -> bool {
-    address.is_link_local() || METADATA_V4.contains(&address)
-}
-
-const METADATA_V4: [Ipv4Addr; 3] =
-    [Ipv4Addr::new(168, 63, 129, 16), Ipv4Addr::new(100, 100, 100, 200), Ipv4Addr::new(192, 0, 0, 192)];
-
-const METADATA_V6: [Ipv6Addr; 2] =
-    [Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254), Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254)];
 
 #[cfg(test)]
 pub mod tests {
@@ -103,62 +205,111 @@ pub mod tests {
         }
     }
 
-    #[test]
-    fn metadata_is_known_on_both_sides_of_each_border() {
-        for (address, metadata) in [
-            ("169.253.255.255", false),
-            ("169.254.0.0", true),
-            ("169.254.169.254", true),
-            ("169.254.255.255", true),
-            ("169.255.0.0", false),
-            ("168.63.129.15", false),
-            ("168.63.129.16", true),
-            ("100.100.100.200", true),
-            ("100.100.100.201", false),
-            ("192.0.0.192", true),
-            ("192.0.0.1", false),
-            ("127.0.0.1", false),
-            ("10.0.0.1", false),
-            ("fe7f:ffff::1", false),
-            ("fe80::1", true),
-            ("febf:ffff::1", true),
-            ("fec0::1", false),
-            ("fd00:ec2::254", true),
-            ("fd00:ec2::253", false),
-            ("fd20:ce::254", true),
-            ("::1", false),
-            ("::ffff:169.254.169.254", true),
-            ("::ffff:10.0.0.1", false),
-            ("64:ff9b::a9fe:a9fe", true),
-            ("64:ff9b::808:808", false),
-        ] {
-            assert_eq!(is_metadata(address.parse().unwrap()), metadata, "{address}");
+    fn fixed(addresses: &[&str]) -> Fixed {
+        Fixed(addresses.iter().map(|address| address.parse().unwrap()).collect())
+    }
+
+    fn address(address: &str, rule: Rule) -> Blocked {
+        Blocked::Address { address: address.parse().unwrap(), rule }
+    }
+
+    async fn judged(guard: Guard) -> Result<Vec<String>, Blocked> {
+        match guard.resolve("name".parse().unwrap()).await {
+            Ok(addresses) => Ok(addresses.map(|address| address.to_string()).collect()),
+            Err(error) => Err(*error.downcast::<Blocked>().unwrap()),
         }
     }
 
     #[tokio::test]
     async fn denied_addresses_are_dropped_and_a_name_with_no_other_is_blocked() {
+        let metadata = |address: &str| Blocked::Metadata { address: address.parse().unwrap() };
         for (addresses, kept) in [
-            (vec!["127.0.0.1:0"], Ok(vec!["127.0.0.1:0"])),
-            (vec!["169.254.169.254:0", "10.0.0.1:0", "[fe80::1]:0"], Ok(vec!["10.0.0.1:0"])),
-            (vec!["[fd00:ec2::254]:0", "169.254.169.254:0"], Err("fd00:ec2::254")),
+            (&["127.0.0.1:0"][..], Ok(vec!["127.0.0.1:0".to_owned()])),
+            (&["169.254.169.254:0", "10.0.0.1:0", "[fe80::1]:0"], Ok(vec!["10.0.0.1:0".to_owned()])),
+            (&["[fd00:ec2::254]:0", "169.254.169.254:0"], Err(metadata("fd00:ec2::254"))),
         ] {
-            let fixed = Fixed(addresses.iter().map(|address| address.parse().unwrap()).collect());
-            let answer = Guard::over(fixed).resolve("name".parse().unwrap()).await;
-            match (answer, kept) {
-                (Ok(answer), Ok(kept)) => assert_eq!(answer.map(|a| a.to_string()).collect::<Vec<_>>(), kept),
-                (Err(error), Err(address)) => {
-                    let blocked = Blocked { address: address.parse().unwrap() };
-                    assert_eq!(error.downcast_ref::<Blocked>(), Some(&blocked));
-                }
-                (answer, kept) => panic!("{addresses:?}: {:?} instead of {kept:?}", answer.map(Vec::from_iter)),
-            }
+            assert_eq!(judged(Guard::over(fixed(addresses))).await, kept, "{addresses:?}");
         }
+        for (addresses, kept) in [
+            (&["10.0.0.1:0", "1.1.1.1:0", "[::1]:0"][..], Ok(vec!["1.1.1.1:0".to_owned()])),
+            (&["[::1]:0", "10.0.0.1:0"], Err(address("::1", Rule::Own))),
+            (&["[::ffff:10.0.0.1]:0", "10.0.0.1:0"], Err(address("::ffff:10.0.0.1", Rule::NotPublic))),
+        ] {
+            let guard = Guard::of_callbacks_over(Arc::default(), fixed(addresses));
+            assert_eq!(judged(guard).await, kept, "{addresses:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_written_as_an_address_is_judged_in_every_spelling() {
+        let admission = Admission { allow_http: true, ..Admission::default() };
+        for (host, canonical) in [
+            ("127.1", "127.0.0.1"),
+            ("2130706433", "127.0.0.1"),
+            ("0x7f.1", "127.0.0.1"),
+            ("0177.0.0.01", "127.0.0.1"),
+            ("127.0.0.1.", "127.0.0.1"),
+            ("１２７.0.0.1", "127.0.0.1"),
+            ("%31%32%37.0.0.1", "127.0.0.1"),
+            ("0xa9fea9fe", "169.254.169.254"),
+            ("[::ffff:127.0.0.1]", "::ffff:127.0.0.1"),
+            ("[::1]", "::1"),
+            ("0", "0.0.0.0"),
+        ] {
+            let url = Url::parse(&format!("http://{host}/")).unwrap();
+            let blocked = admission.admit(&url).unwrap_err();
+            assert!(
+                matches!(&blocked, Blocked::Address { address, .. } if address.to_string() == canonical),
+                "{blocked}"
+            );
+        }
+        for host in ["1.1.1.1", "[2606:4700:4700::1111]", "cms.example", "localhost"] {
+            assert_eq!(admission.admit(&Url::parse(&format!("https://{host}/")).unwrap()), Ok(()), "{host}");
+        }
+    }
+
+    #[test]
+    fn a_block_says_what_to_change() {
+        let admission = Admission::default();
+        for (url, says) in [
+            (
+                "http://cms.example/",
+                "the callback is plain http: it has to be https unless `allow_http = true` stands under [callbacks]",
+            ),
+            (
+                "https://10.1.2.3/",
+                "the callback's host is 10.1.2.3, which is in 10.0.0.0/8 (private): callbacks do not go there unless \
+                 `allow_nets = [\"10.1.2.3/32\"]` stands under [callbacks]",
+            ),
+            (
+                "ftp://cms.example/",
+                "the callback is no http or https URL: cancel the watch, and add the asset with another one",
+            ),
+            (
+                "https://u:p@cms.example/",
+                "the callback has a user or a password in it: cancel the watch, and add the asset with another one",
+            ),
+        ] {
+            assert_eq!(admission.admit(&Url::parse(url).unwrap()).unwrap_err().to_string(), says);
+        }
+    }
+
+    #[test]
+    fn the_hosts_file_is_read() {
+        let text = "# c\n127.0.0.1 localhost\n::1\tlocalhost ip6-localhost # x other\n10.0.0.7 Receiver receiver.lan\n";
+        let found = |name: &str| in_hosts(text, name).iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+        assert_eq!(
+            ["localhost", "receiver", "receiver.lan", "other", "x"].map(found),
+            ["127.0.0.1 ::1", "10.0.0.7", "10.0.0.7", "", ""]
+        );
     }
 
     #[tokio::test]
     async fn the_system_knows_localhost() {
         let addresses = Guard::system().resolve("localhost".parse().unwrap()).await.unwrap();
         assert!(addresses.map(|address| address.ip()).all(|ip| ip.is_loopback()));
+        let guard = Guard::of_callbacks(Arc::default());
+        let blocked = guard.resolve("localhost".parse().unwrap()).await.err().unwrap();
+        assert!(matches!(blocked.downcast_ref(), Some(Blocked::Address { .. })), "{blocked}");
     }
 }

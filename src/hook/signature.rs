@@ -18,7 +18,8 @@ const LENGTHS: std::ops::RangeInclusive<usize> = 24..=64;
 /// More than any number of secrets in rotation; a file that is longer is not one of secrets.
 const LARGEST_FILE: u64 = 64 * 1_024;
 
-/// Signs with all secrets of one webhook; has none when its hook is sent unsigned.
+/// Signs with all secrets of one webhook, or of the callbacks; has none when its hook is sent unsigned.
+#[derive(Clone)]
 pub struct Signer(Vec<Hmac<Sha256>>);
 
 impl Signer {

@@ -5,7 +5,7 @@ use std::pin::pin;
 use std::time::Duration;
 
 use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, LOCATION, RETRY_AFTER, SERVER};
-use reqwest::{Client, RequestBuilder, Response, StatusCode};
+use reqwest::{Client, Proxy, RequestBuilder, Response, StatusCode};
 use url::{Position, Url};
 
 use super::guard::{Blocked, Guard};
@@ -32,7 +32,7 @@ const LONGEST: Duration = Duration::from_secs(600);
 
 /// A URL that events are posted to.
 pub struct Webhook {
-    /// Shared by all webhooks.
+    /// Shared by all webhooks that go straight to their receivers.
     pub client: Client,
     /// May itself be a secret: it is never shown.
     pub url: Url,
@@ -40,11 +40,22 @@ pub struct Webhook {
     pub timeout: Duration,
     /// Holds the secrets.
     pub signer: Signer,
+    /// Sent with every request.
+    pub headers: HeaderMap,
+    /// What to do with the address that a redirect names.
+    pub moved: &'static str,
 }
 
-/// The client for all webhooks.
-pub fn client(guard: Guard) -> Result<Client, String> {
-    let builder = client::builder(LONGEST).pool_idle_timeout(IDLE_TIME).dns_resolver(guard);
+/// What to do about a redirect of an operator's hook.
+pub const MOVED: &str = "put the final address into `url`";
+
+/// A client for webhooks; behind `proxy`, which then looks the names up, if there is one.
+pub fn client(guard: Guard, proxy: Option<&Url>) -> Result<Client, String> {
+    let mut builder = client::builder(LONGEST).pool_idle_timeout(IDLE_TIME).dns_resolver(guard);
+    if let Some(proxy) = proxy {
+        // What is wrong with it may be its password.
+        builder = builder.proxy(Proxy::all(proxy.clone()).map_err(|_| "`proxy` cannot be used".to_owned())?);
+    }
     builder.build().map_err(|error| format!("the HTTP client cannot be made: {}", client::reason(error)))
 }
 
@@ -94,11 +105,13 @@ impl Webhook {
     fn request(&self, parcel: &Parcel, now: Timestamp) -> RequestBuilder {
         let id = &parcel.delivery.event_id;
         let timestamp = now.as_millis().div_euclid(1_000);
+        let mut headers = self.headers.clone();
+        headers.entry(CONTENT_TYPE).or_insert(HeaderValue::from_static("application/json"));
         let mut request = self
             .client
             .post(self.url.clone())
             .timeout(self.timeout)
-            .header(CONTENT_TYPE, "application/json")
+            .headers(headers)
             .header("webhook-id", id)
             .header("webhook-timestamp", timestamp);
         if let Some(signature) = self.signer.sign(id, timestamp, &parcel.body) {
@@ -115,7 +128,7 @@ impl Webhook {
             300..400 => {
                 let location = headers.get(LOCATION).map(|location| self.shown(location.as_bytes()));
                 error += &location.map(|location| format!(" to {location}")).unwrap_or_default();
-                error += "; redirects are not followed, put the final address into `url`";
+                error += &format!("; redirects are not followed, {}", self.moved);
                 None
             }
             429 | 503 => client::retry_after(headers, now),

@@ -170,7 +170,7 @@ fn addressee(hook: &str) -> Addressee {
 /// A hook that names one event type.
 fn subscription(hook: &str, event_type: &str) -> Subscription {
     let on = vec![Topic::parse(event_type)];
-    Subscription { hook: hook.into(), on, accounts: Vec::new(), batches: Vec::new() }
+    Subscription { hook: hook.into(), on, accounts: Vec::new(), batches: Vec::new(), body: None }
 }
 
 fn asset_ids(watches: &[Watch]) -> Vec<&str> {

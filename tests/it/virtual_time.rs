@@ -172,7 +172,7 @@ impl World {
 
 fn subscription(hook: &str) -> Subscription {
     let on = vec![Topic::Settled, Topic::Abandoned];
-    Subscription { hook: hook.into(), on, accounts: Vec::new(), batches: Vec::new() }
+    Subscription { hook: hook.into(), on, accounts: Vec::new(), batches: Vec::new(), body: None }
 }
 
 /// An answer with this status.

@@ -395,3 +395,37 @@ fn a_database_that_could_be_nowhere() {
     machine.overrides.database = Some("".into());
     assert_eq!(machine.problems(), ["--database = \"\": must be a path"]);
 }
+
+#[test]
+fn what_a_webhook_sends() {
+    let hook = "[[hooks]]\nname = 'h'\nurl = 'http://h'\n";
+    let text = "must have a string of at most 4 KiB of printable ASCII, { file = \"…\" } or { env = \"…\" } for A";
+    for (more, says) in [
+        ("headers = 'rn_canary'", "headers: must be a table, such as { Authorization = { file = \"token\" } }"),
+        ("headers = { 'a b' = 'rn_canary' }", "headers: must have names of headers; \"a b\" is none"),
+        ("headers = { Webhook-Id = 'rn_canary' }", "headers: must not have \"Webhook-Id\": it is set for each request"),
+        ("headers = { Host = 'rn_canary' }", "headers: must not have \"Host\": it is set for each request"),
+        (
+            "headers = { Content-Type = 'text/plain' }",
+            "headers: must not have \"Content-Type\" without `body`: an event is application/json",
+        ),
+        ("headers = { A = 'rn_canary', a = 'rn_canary' }", "headers: must name each header once; a is there again"),
+        ("headers = { A = \"rn_canary\\n\" }", &format!("headers: {text}")),
+        ("headers = { A = { file = 'x', env = 'Y' } }", &format!("headers: {text}")),
+        (
+            "proxy = 'socks5://rn_canary'",
+            "proxy: must be the http or https URL of a proxy, such as \"http://proxy.example:3128\"",
+        ),
+        ("rate = 0", "rate = 0: must be a number from 0.01 to 100000"),
+    ] {
+        refused(&[(&format!("{hook}{more}"), &format!(":4: hooks.h.{says}"))]);
+    }
+    let problem = Machine::with(&format!("{hook}body = '{{{{ data.url | nosuch }}}}'")).problems().join("\n");
+    let says = "~/system.toml:4: hooks.h.body: must be a Jinja template that can be rendered, but: ";
+    assert!(problem.starts_with(says) && problem.contains("nosuch"), "{problem}");
+    let command = "[[hooks]]\nname = 'h'\ncommand = ['/bin/true']\n";
+    for (key, value) in [("headers", "{ A = 'x' }"), ("body", "'x'"), ("proxy", "'http://p'")] {
+        let says = format!(":4: hooks.h.{key}: must not be beside `command`: it belongs to a hook with `url`");
+        refused(&[(&format!("{command}{key} = {value}"), &says)]);
+    }
+}

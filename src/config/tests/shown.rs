@@ -8,7 +8,6 @@ fn what_this_version_does_not_do_is_said() {
         Machine::with(SAMPLE).warnings(),
         [
             "~/system.toml:25: http.listen = \"127.0.0.1:8787\": this version does not serve HTTP yet; nothing listens there",
-            "[callbacks]: this version does not deliver callbacks yet; the table has no effect",
         ]
     );
 }
@@ -86,4 +85,35 @@ fn what_is_probably_not_meant_is_warned_of() {
             "~/system.toml:6: hooks.h.on = [\"pending\"]: `pending` is never told: it is one of waiting_statuses",
         ]
     );
+}
+
+#[test]
+fn what_a_webhook_sends_is_read_and_its_secrets_are_masked() {
+    let machine = Machine::with(
+        "[[hooks]]\nname = 'chat'\nurl = 'https://chat.example'\nbody = '[{{ data.url | tojson }}]'\n\
+         proxy = 'http://user:rn_canary@proxy:3128'\n[hooks.headers]\nX-Plain = 'rn_canary'\n\
+         Authorization = { file = 'token' }\nX-Env = { env = 'TOKEN' }\nContent-Type = 'text/plain'",
+    )
+    .set("ASSETWATCH_HOOKS_CHAT_RATE", "0.5");
+    let settings = machine.settings();
+    let shown = machine.shown(&["hooks.chat.headers", "hooks.chat.body", "hooks.chat.proxy", "hooks.chat.rate"]);
+    let headers = [
+        "authorization = { file = \"~/token\" }",
+        "content-type = \"***\"",
+        "x-env = { env = \"TOKEN\" }",
+        "x-plain = \"***\"",
+    ];
+    assert!(headers.iter().all(|header| shown[0].contains(header)), "{}", shown[0]);
+    assert_eq!(
+        shown[1..],
+        [
+            "hooks.chat.body = \"[{{ data.url | tojson }}]\"  ~/system.toml:4",
+            "hooks.chat.proxy = \"http://***@proxy:3128/\"  ~/system.toml:5",
+            "hooks.chat.rate = 0.5  $ASSETWATCH_HOOKS_CHAT_RATE",
+        ]
+    );
+    let hook = &settings.hooks[0];
+    assert_eq!(hook.rate, Some(0.5));
+    assert_eq!(hook.subscription.body.as_ref().map(|body| body.source()), Some("[{{ data.url | tojson }}]"));
+    assert!(!format!("{hook:?}").contains("rn_canary"), "{hook:?}");
 }

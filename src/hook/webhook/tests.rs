@@ -8,10 +8,10 @@ use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio::time::timeout;
 
 use super::*;
-use crate::config::{KeySource, Target};
+use crate::config::{self, KeySource, Target};
 use crate::hook::Hooks;
 use crate::hook::guard::tests::Fixed;
-use crate::hook::tests::{BODY, hook, now, parcel};
+use crate::hook::tests::{BODY, hook, now, parcel, target};
 
 const SECRETS: [&str; 2] = ["whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"];
 /// For what has to happen at some time.
@@ -68,9 +68,9 @@ impl Receiver {
     /// The hook that tells it.
     fn hooks(&self, timeout: Duration) -> Hooks {
         let secrets = Some(KeySource::Env("SECRETS".into()));
-        let url = format!("http://{}/services/hunter2hunter2?key=swordfish", self.address).parse().unwrap();
+        let url = format!("http://{}/services/hunter2hunter2?key=swordfish", self.address);
         let env = |name: &str| (name == "SECRETS").then(|| SECRETS.join("\n").into());
-        Hooks::new(&[hook(Target::Webhook { url, secrets }, timeout)], env).unwrap()
+        Hooks::new(&[hook(target(&url, secrets), timeout)], None, env).unwrap()
     }
 
     /// What an attempt at it brings.
@@ -161,8 +161,8 @@ async fn a_request_is_what_standard_webhooks_asks_for() {
 #[tokio::test]
 async fn a_hook_without_a_secret_is_sent_unsigned() {
     let mut receiver = Receiver::answering("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
-    let url = format!("http://{}/", receiver.address).parse().unwrap();
-    let hooks = Hooks::new(&[hook(Target::Webhook { url, secrets: None }, SOON)], |_| None).unwrap();
+    let url = format!("http://{}/", receiver.address);
+    let hooks = Hooks::new(&[hook(target(&url, None), SOON)], None, |_| None).unwrap();
     assert_eq!(tell(&hooks).await.outcome, Outcome::Delivered);
     let request = receiver.requests.recv().await.unwrap();
     assert!(request.headers.contains_key("webhook-id") && request.headers.contains_key("webhook-timestamp"));
@@ -309,7 +309,14 @@ async fn a_hurry_interrupts_only_what_has_not_been_answered() {
 
 fn webhook(url: Url, guard: Guard) -> Webhook {
     let signer = Signer::read(None, |_| None).unwrap();
-    Webhook { client: super::client(guard).unwrap(), url, timeout: SOON, signer }
+    Webhook {
+        client: super::client(guard, None).unwrap(),
+        url,
+        timeout: SOON,
+        signer,
+        headers: HeaderMap::new(),
+        moved: MOVED,
+    }
 }
 
 #[tokio::test]
@@ -330,4 +337,38 @@ async fn an_id_that_no_header_can_carry_is_blocked() {
     let attempt = receiver.hooks(SOON).perform("test", &parcel, now(), std::future::pending()).await;
     let Outcome::Blocked { error } = attempt.outcome else { panic!("{attempt:?}") };
     assert!(error.starts_with("no request can be made: builder error"), "{error}");
+}
+
+fn with(receiver: &Receiver, headers: &[(&str, config::HeaderText)], proxy: Option<String>) -> Hooks {
+    let headers = headers.iter().map(|(name, value)| config::Header { name: (*name).into(), value: value.clone() });
+    let url = format!("http://{}/", receiver.address).parse().unwrap();
+    let proxy = proxy.map(|proxy| proxy.parse().unwrap());
+    let target = Target::Webhook(config::Webhook { url, secrets: None, headers: headers.collect(), proxy });
+    Hooks::new(&[hook(target, SOON)], None, |name| (name == "TOKEN").then(|| "swordfish".into())).unwrap()
+}
+
+#[tokio::test]
+async fn a_hooks_own_headers_go_along() {
+    let mut receiver = Receiver::answering("HTTP/1.1 204 No Content\r\n\r\n").await;
+    let headers = [
+        ("x-plain", config::HeaderText::Plain(config::Secret::new("plain"))),
+        ("authorization", config::HeaderText::From(KeySource::Env("TOKEN".into()))),
+        ("content-type", config::HeaderText::Plain(config::Secret::new("text/plain"))),
+    ];
+    assert_eq!(tell(&with(&receiver, &headers, None)).await.outcome, Outcome::Delivered);
+    let request = receiver.requests.recv().await.unwrap();
+    for (name, value) in [("x-plain", "plain"), ("authorization", "swordfish"), ("content-type", "text/plain")] {
+        assert_eq!(request.headers.get_all(name).iter().collect::<Vec<_>>(), [value], "{name}");
+    }
+}
+
+#[tokio::test]
+async fn a_proxy_is_used_by_the_hook_that_names_it() {
+    let unasked = Receiver::with([]).await;
+    let mut proxy = Receiver::answering("HTTP/1.1 204 No Content\r\n\r\n").await;
+    let hooks = with(&unasked, &[], Some(format!("http://user:hunter2@{}", proxy.address)));
+    assert_eq!(tell(&hooks).await.outcome, Outcome::Delivered);
+    let request = proxy.requests.recv().await.unwrap();
+    assert_eq!(request.line, format!("POST http://{}/ HTTP/1.1", unasked.address));
+    assert_eq!(request.headers["proxy-authorization"], "Basic dXNlcjpodW50ZXIy");
 }
