@@ -176,6 +176,9 @@ pub struct Add {
     /// Close the batch once all ids are added: it takes no more, and `batch.settled` is told when the last one has ended
     #[arg(long, requires = "batch")]
     pub close: bool,
+    /// A URL that is told when they settle or are abandoned, besides the hooks
+    #[arg(long, value_name = "URL", value_parser = callback_url)]
+    pub callback: Option<String>,
     /// Watch assets that have settled once more
     #[arg(long)]
     pub again: bool,
@@ -334,6 +337,10 @@ fn parse_duration(text: &str) -> Result<Duration, humantime::DurationError> {
 
 fn metadata(text: &str) -> Result<String, String> {
     crate::control::check_metadata(text).map(|()| text.to_owned())
+}
+
+fn callback_url(text: &str) -> Result<String, String> {
+    crate::control::check_callback_url(text).map(|()| text.to_owned())
 }
 
 fn batch(text: &str) -> Result<String, String> {

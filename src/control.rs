@@ -48,6 +48,8 @@ pub struct AddOptions {
     pub metadata: Option<String>,
     /// The batch that they belong to.
     pub batch: Option<String>,
+    /// Who is told besides the hooks, checked by [`check_callback_url`].
+    pub callback_url: Option<String>,
     /// Whether an asset that has settled is watched once more.
     pub again: bool,
 }
@@ -224,6 +226,31 @@ pub fn check_metadata(text: &str) -> Result<(), String> {
     json.map(drop).map_err(|error| format!("metadata must be JSON: {error}"))
 }
 
+/// The longest callback URL, in bytes.
+const LONGEST_CALLBACK: usize = 2_048;
+
+/// Whether `text` can be a callback URL. Where it may lead is judged when it is called: what is allowed may change.
+///
+/// # Errors
+/// What is wrong with it, without repeating it: its query may be a secret.
+pub fn check_callback_url(text: &str) -> Result<(), String> {
+    if text.len() > LONGEST_CALLBACK {
+        return Err(format!("a callback URL has at most {LONGEST_CALLBACK} bytes, and this has {}", text.len()));
+    }
+    // The parser would take white space and control characters out, and so call another address than was written.
+    if text.contains(|character: char| character.is_control() || character.is_whitespace()) {
+        return Err("a callback URL has no white space and no control characters".into());
+    }
+    let url = url::Url::parse(text).map_err(|error| format!("a callback must be an http or https URL: {error}"))?;
+    if !matches!(url.scheme(), "http" | "https") || url.host().is_none() {
+        return Err("a callback must be an http or https URL, such as https://cms.example/done".into());
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err("a callback URL must not have a user or a password in it".into());
+    }
+    Ok(())
+}
+
 /// The name of this machine, as `daemons` and leases have it.
 pub fn hostname() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
@@ -242,7 +269,7 @@ fn new_watch(asset_id: &str, options: &AddOptions) -> NewWatch {
         patience: options.patience,
         metadata: options.metadata.clone(),
         batch: options.batch.clone(),
-        callback_url: None,
+        callback_url: options.callback_url.clone(),
     }
 }
 

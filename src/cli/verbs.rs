@@ -66,6 +66,7 @@ async fn add(args: Add, control: &Control, output: Output) -> anyhow::Result<u8>
         patience: args.patience,
         metadata: args.metadata,
         batch: args.batch,
+        callback_url: args.callback,
         again: args.again,
     };
     let mut ids = ids(args.ids);

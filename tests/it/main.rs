@@ -11,6 +11,8 @@ mod commands;
 #[cfg(test)]
 mod flow;
 #[cfg(test)]
+mod guard;
+#[cfg(test)]
 mod layers;
 #[cfg(test)]
 mod listen;
