@@ -36,3 +36,5 @@ mod store;
 mod tls;
 #[cfg(test)]
 mod virtual_time;
+#[cfg(test)]
+mod webhooks;
