@@ -1,6 +1,6 @@
 //! Callbacks through the real binary: what they must not reach, and that nothing makes them take a detour.
 
-use crate::rig::{Place, Server, run, run_with};
+use crate::rig::{Daemon, Place, Server, is_signed, run, run_with};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_callback_is_taken_or_refused_where_it_is_typed() {
@@ -52,4 +52,33 @@ async fn no_proxy_of_the_environment_is_used() {
     assert_eq!(waited.code, 0, "{waited:?}");
     receiver.until(1).await;
     assert_eq!(proxy.count(), 0, "the proxy was asked");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_callback_is_delivered_to_an_opened_net_and_held_without_it() {
+    let (api, receiver) = (Server::api().await, Server::receiver().await);
+    let place = Place::new(&api, "");
+    let callback = format!("{}/done?token=hunter2hunter2", receiver.url());
+    let daemon = Daemon::start(&place).await;
+    assert_eq!(run(&place, &["add", "active_1", "--callback", &callback]).await.code, 0);
+    place.until("SELECT count(*) FROM deliveries WHERE state = 'held'", 1).await;
+    let error: String = place.ask("SELECT last_error FROM deliveries").unwrap();
+    assert!(error.contains("allow_http = true") && !error.contains("hunter2"), "{error}");
+    assert!(daemon.stop().await.success());
+    for (more, state, says) in [
+        ("allow_http = true", "held", "allow_nets = [\"127.0.0.1/32\"]"),
+        ("allow_http = true\nallow_nets = [\"127.0.0.0/8\"]\nsecret_file = \"secret\"", "delivered", ""),
+    ] {
+        place.configure(&api.url(), &format!("[callbacks]\n{more}\n"));
+        let daemon = Daemon::start(&place).await;
+        let what = format!(
+            "SELECT count(*) FROM deliveries WHERE state = '{state}' AND coalesce(last_error, '') LIKE '%{says}%'"
+        );
+        place.until(&what, 1).await;
+        assert!(!daemon.log().contains("hunter2"), "{}", daemon.log());
+        assert!(daemon.stop().await.success());
+    }
+    let told = receiver.until(1).await;
+    assert_eq!(told.len(), 1);
+    assert!(is_signed(&told[0]) && told[0].path == "/done?token=hunter2hunter2");
 }
