@@ -4,7 +4,7 @@ use std::io;
 
 use clap::{Args, Subcommand};
 
-use super::output::{Output, complain, exit, plain, span};
+use super::output::{Output, complain, exit, plain, span, unheard};
 use crate::clock::Timestamp;
 use crate::control::Control;
 use crate::event::Batch;
@@ -85,8 +85,7 @@ pub(super) async fn close_after(name: &str, good: bool, control: &Control, outpu
         return Ok(false);
     }
     match control.close_batch(name).await? {
-        Some(batch) if output.json => output.object(&batch)?,
-        Some(batch) => print_closed(&batch, output)?,
+        Some(batch) => unheard(print_closed(&batch, output))?,
         None => {
             complain(&format!("nothing was added to batch {shown:?}, so there is none to close"));
             return Ok(false);

@@ -3,7 +3,7 @@
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
-use super::output::{Output, complain, exit, plain, span};
+use super::output::{Output, complain, exit, plain, span, unheard};
 use super::verbs::{PAGE, SCREENFUL, instant, since};
 use crate::clock::Timestamp;
 use crate::control::Control;
@@ -152,7 +152,7 @@ async fn retry(ids: Vec<i64>, control: &Control, output: Output) -> anyhow::Resu
         }
         let line = match retried {
             _ if output.json => {
-                output.object(&Line { id: *id, retried })?;
+                unheard(output.object(&Line { id: *id, retried }))?;
                 continue;
             }
             Retried::Due { hook } => format!("delivery {id} to {} is due now", plain(hook)),
@@ -168,7 +168,7 @@ async fn retry(ids: Vec<i64>, control: &Control, output: Output) -> anyhow::Resu
                 continue;
             }
         };
-        output.line(&line)?;
+        unheard(output.line(&line))?;
     }
     say_if_alone(due, control, output).await?;
     Ok(code)

@@ -6,7 +6,7 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 
 use super::Listen;
-use super::output::{Output, complain, exit, plain, print_kept, span};
+use super::output::{Output, complain, exit, plain, print_kept, span, unheard};
 use crate::clock::Timestamp;
 use crate::control::{Control, HookShown, HookState, HookVerbError, Tested};
 use crate::delivery::Outcome;
@@ -175,7 +175,7 @@ pub async fn test_hook(
     hurry: impl Future<Output = ()>,
 ) -> anyhow::Result<u8> {
     let tested = control.test_hook(&args.name, &args.status, hurry).await.map_err(shown)?;
-    if output.json { print_object(&tested, output) } else { print_tested(&tested, output) }?;
+    unheard(if output.json { print_object(&tested, output) } else { print_tested(&tested, output) })?;
     Ok(match tested.attempt.outcome {
         Outcome::Delivered => exit::OK,
         Outcome::Interrupted => exit::INTERRUPTED,
