@@ -83,6 +83,13 @@ CREATE INDEX watches_batch_waiting ON watches (batch) WHERE state = 'waiting' AN
 -- What is sent in place of the event's body: a template of the hook's, rendered once.
 ALTER TABLE deliveries ADD COLUMN body BLOB;
 
+-- First attempts and later ones are claimed in turn, so each kind has a schedule of its own.
+DROP INDEX deliveries_due;
+CREATE INDEX deliveries_first ON deliveries (hook, due_at)
+    WHERE state = 'waiting' AND lease_until IS NULL AND attempts = 0;
+CREATE INDEX deliveries_again ON deliveries (hook, due_at)
+    WHERE state = 'waiting' AND lease_until IS NULL AND attempts > 0;
+
 -- A claim and a stop look for attempts that nobody has finished.
 CREATE INDEX attempts_unfinished ON attempts (owner) WHERE outcome IS NULL;
 CREATE INDEX deliveries_undelivered ON deliveries (hook, state) WHERE state IN ('dead', 'held');

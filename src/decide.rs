@@ -7,12 +7,11 @@ use crate::clock::Timestamp;
 use crate::delivery::{Attempt, Delivery, Outcome};
 use crate::event::Fact;
 use crate::pace::{Quota, Sign};
+use crate::standing::{LONGEST_HOLD, Standing};
 use crate::watch::{Asset, Reason, Since, State, Streaks, Watch};
 
 /// Refusals in a row after which an asset is abandoned.
 const REJECTIONS: u32 = 3;
-/// The longest Retry-After of a receiver that is believed.
-const LONGEST_HOOK_WAIT: Duration = Duration::from_secs(24 * 3_600);
 /// Attempts are late by at most this share of their gap, never early.
 const LATENESS: f64 = 0.2;
 
@@ -400,7 +399,7 @@ pub const SCHEDULE: [Duration; 11] = {
 /// The longest that a delivery may have to wait for its next attempt, see [`Rules::longest_wait`].
 pub fn longest_gap(schedule: &[Duration]) -> Duration {
     let longest = schedule.iter().max().copied().unwrap_or_default().mul_f64(1.0 + LATENESS);
-    longest.max(LONGEST_HOOK_WAIT) + Duration::from_secs(60)
+    longest.max(LONGEST_HOLD) + Duration::from_secs(60)
 }
 
 /// What to write after an attempt.
@@ -409,14 +408,24 @@ pub fn longest_gap(schedule: &[Duration]) -> Duration {
 pub enum Verdict {
     /// The hook has it.
     Delivered,
-    /// It is attempted again. The whole hook is left alone for `hold`, if the receiver asked for that.
-    Again { due_at: Timestamp, failures: i64, error: String, hold: Option<Duration> },
+    /// It is attempted again.
+    Again { due_at: Timestamp, failures: i64, error: String },
     /// It is given up on.
     Dead { error: String },
     /// It waits for a person to change something.
     Held { error: String },
     /// It is due again as it was.
     Interrupted,
+}
+
+impl Verdict {
+    /// What to write when the hook stands so afterwards: at a disabled one nothing is attempted again by itself.
+    pub fn at(self, standing: &Standing) -> Self {
+        match (self, &standing.disabled_reason) {
+            (Self::Again { error, .. }, Some(_)) => Self::Held { error },
+            (verdict, _) => verdict,
+        }
+    }
 }
 
 /// What to write after an attempt at `delivery`; `schedule` holds the gaps after the first attempt.
@@ -429,18 +438,17 @@ pub fn after_attempt(
 ) -> Verdict {
     match &attempt.outcome {
         Outcome::Delivered => Verdict::Delivered,
-        Outcome::Refused { error } => Verdict::Dead { error: error.clone() },
+        Outcome::Refused { error } | Outcome::Gone { error } => Verdict::Dead { error: error.clone() },
         Outcome::Blocked { error } => Verdict::Held { error: error.clone() },
         Outcome::Interrupted => Verdict::Interrupted,
         Outcome::Failed { error, not_before } => {
             let gap = usize::try_from(delivery.failures).ok().and_then(|failures| schedule.get(failures));
             let Some(gap) = gap else { return Verdict::Dead { error: error.clone() } };
-            let hold = not_before.map(|wait| wait.min(LONGEST_HOOK_WAIT));
+            let hold = not_before.map(|wait| wait.min(LONGEST_HOLD));
             Verdict::Again {
                 due_at: now + gap.mul_f64(1.0 + LATENESS * roll).max(hold.unwrap_or_default()),
                 failures: delivery.failures + 1,
                 error: error.clone(),
-                hold,
             }
         }
     }

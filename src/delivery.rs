@@ -112,8 +112,10 @@ pub enum Outcome {
     Delivered,
     /// It may work later; not before `not_before` has passed, where the receiver said so.
     Failed { error: String, not_before: Option<Duration> },
-    /// The receiver wants no more of it (HTTP 410, exit 100).
+    /// The receiver wants no more of this event (a command's exit 100).
     Refused { error: String },
+    /// The receiver wants no more of anything (HTTP 410).
+    Gone { error: String },
     /// It cannot work until a person changes something; costs no attempt of the schedule.
     Blocked { error: String },
     /// The daemon stopped before it ended; to be stopped is not a failure.

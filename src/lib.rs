@@ -21,6 +21,7 @@ pub mod pace;
 pub mod watch;
 pub mod event;
 pub mod delivery;
+pub mod standing;
 pub mod decide;
 
 // Layer 1, edges: each turns one part of the world into the values above.

@@ -10,7 +10,7 @@ use crate::clock::{Clock, Dice, Tick, Timestamp};
 use crate::decide::{self, Moment, Polled, Rules};
 use crate::event::{Batch, Event, Fact, Notice, Subscription, Telling};
 use crate::pace::{Closure, Pace, Room, Turn};
-use crate::pump::{Gate, Live, Wake, Work, insist};
+use crate::pump::{Gate, Lanes, Live, Wake, Work, insist};
 use crate::store::{AccountRow, Claimed, Lane, Store, StoreError, TellBatch, Terms};
 use crate::watch::{Reason, State, Watch};
 
@@ -125,8 +125,13 @@ impl Work for Poller {
         &self.clock
     }
 
-    fn gates(&self) -> Vec<Gate> {
-        self.accounts.values().map(|account| self.gate(account)).collect()
+    async fn lanes(&self) -> Result<Lanes, StoreError> {
+        Ok(Lanes { names: self.accounts.keys().cloned().collect(), more: None })
+    }
+
+    fn gate(&self, lane: &str) -> Gate {
+        // A lane that was named is one of ours.
+        self.accounts.get(lane).map_or(Gate::Full, |account| self.gate_of(account))
     }
 
     async fn claim(&self, lanes: Vec<Lane>) -> Result<Vec<Claimed<Self::Item>>, StoreError> {
@@ -171,10 +176,17 @@ impl Work for Poller {
 }
 
 impl Poller {
-    fn gate(&self, account: &Account) -> Gate {
-        let lane = |room, avoid| Lane { name: account.name.clone(), room, avoid, lease: account.timeout + MARGIN };
+    fn gate_of(&self, account: &Account) -> Gate {
+        let lane = |room, avoid| Lane {
+            name: account.name.clone(),
+            room,
+            avoid,
+            lease: account.timeout + MARGIN,
+            again: 0,
+            again_first: false,
+        };
         match account.pace().room(self.clock.tick()) {
-            Room::Open(0) => Gate::Full(account.name.clone()),
+            Room::Open(0) => Gate::Full,
             Room::Open(room) => Gate::Open(lane(room, None)),
             Room::Probe { avoid } => Gate::Open(lane(1, avoid)),
             Room::Closed(until) => Gate::Closed(until),

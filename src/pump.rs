@@ -106,7 +106,15 @@ pub enum Gate {
     /// Not before this tick.
     Closed(Tick),
     /// Not before one of its workers ends.
-    Full(String),
+    Full,
+}
+
+/// Where something may be claimed.
+pub struct Lanes {
+    /// The lanes to look at now.
+    pub names: Vec<String>,
+    /// There are more of them, to be looked at after so long.
+    pub more: Option<Duration>,
 }
 
 /// What a pump is used for.
@@ -123,8 +131,11 @@ pub trait Work: Send + Sync + 'static {
     /// What time it is.
     fn clock(&self) -> &Clock;
 
-    /// How each lane stands.
-    fn gates(&self) -> Vec<Gate>;
+    /// The lanes, asked for once a turn.
+    fn lanes(&self) -> impl Future<Output = Result<Lanes, StoreError>> + Send;
+
+    /// How one of them stands.
+    fn gate(&self, lane: &str) -> Gate;
 
     /// Takes leases on what is due in these lanes.
     fn claim(&self, lanes: Vec<Lane>) -> impl Future<Output = Result<Vec<Claimed<Self::Item>>, StoreError>> + Send;
@@ -196,13 +207,17 @@ struct Pump<W> {
 impl<W: Work> Pump<W> {
     /// Claims and starts what is due, and returns how long there is nothing more to do.
     async fn turn(&mut self, workers: &mut JoinSet<()>) -> Duration {
-        let mut pause = LONGEST_SLEEP;
+        let found = match self.work.lanes().await {
+            Ok(found) => found,
+            Err(error) => return self.in_trouble(&error),
+        };
+        let mut pause = found.more.unwrap_or(LONGEST_SLEEP);
         let mut lanes = Vec::new();
-        for gate in self.work.gates() {
-            match gate {
+        for name in &found.names {
+            match self.work.gate(name) {
                 Gate::Open(lane) => lanes.push(lane),
                 Gate::Closed(until) => pause = pause.min(self.until_tick(until)),
-                Gate::Full(_) => {}
+                Gate::Full => {}
             }
         }
         if lanes.is_empty() {
@@ -229,12 +244,12 @@ impl<W: Work> Pump<W> {
 
     /// How long until lanes that gave all they had room for may be claimed from again.
     fn until_more(&self, filled: &[String]) -> Duration {
-        let wait = |gate| match gate {
-            Gate::Open(lane) if filled.contains(&lane.name) => Duration::ZERO,
-            Gate::Closed(until) if !filled.is_empty() => self.until_tick(until),
-            Gate::Open(_) | Gate::Closed(_) | Gate::Full(_) => LONGEST_SLEEP,
+        let wait = |name: &String| match self.work.gate(name) {
+            Gate::Open(_) => Duration::ZERO,
+            Gate::Closed(until) => self.until_tick(until),
+            Gate::Full => LONGEST_SLEEP,
         };
-        self.work.gates().into_iter().map(wait).min().unwrap_or(LONGEST_SLEEP)
+        filled.iter().map(wait).min().unwrap_or(LONGEST_SLEEP)
     }
 
     /// Notices what opens a lane from outside, however busy the pump is.

@@ -6,19 +6,27 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::clock::{Clock, Dice, Tick};
+use crate::clock::{Clock, Dice, Timestamp};
 use crate::decide::{self, Verdict};
-use crate::delivery::{Attempt, Parcel};
-use crate::pump::{Gate, Live, Work, insist};
-use crate::store::{Claimed, Lane, Store, StoreError, Terms};
+use crate::delivery::{Attempt, Outcome, Parcel};
+use crate::event::{CALLBACK, Event, Notice, Subscription, Telling};
+use crate::pace::Bucket;
+use crate::pump::{Gate, Lanes, Live, Work, insist};
+use crate::standing::{Standing, Turn};
+use crate::store::{Claimed, Ending, Lane, Store, StoreError, Terms};
 
 /// A lease lasts as long as an attempt may, and this much for the writing.
 const MARGIN: Duration = Duration::from_secs(10);
+/// So many lanes of callbacks are looked at in one turn, since anybody who adds watches makes new ones.
+const LANES_A_TURN: u32 = 200;
+/// Until the next ones are looked at.
+const LANES_PAUSE: Duration = Duration::from_millis(250);
 
 /// Makes one attempt. The seam at which a simulation stands in for the world.
 pub type Perform = Arc<dyn Fn(Parcel) -> Pin<Box<dyn Future<Output = Attempt> + Send>> + Send + Sync>;
 
 /// One hook, as the relay works it.
+#[derive(Clone)]
 pub struct HookLane {
     /// The longest that an attempt takes.
     pub timeout: Duration,
@@ -26,25 +34,42 @@ pub struct HookLane {
     pub concurrency: u32,
     /// The gaps after the first attempt.
     pub schedule: Vec<Duration>,
-    standing: Arc<Mutex<Standing>>,
-}
-
-/// What is known of a hook while the program runs; a reload keeps it.
-#[derive(Default)]
-pub struct Standing {
-    in_flight: u32,
-    /// The receiver asked to be left alone until then.
-    held_until: Tick,
+    /// Attempts a second, more than zero, if they are limited.
+    pub rate: Option<f64>,
 }
 
 impl HookLane {
-    /// A lane that goes on with what is known of its hook.
-    pub fn new(timeout: Duration, concurrency: u32, schedule: Vec<Duration>, standing: Arc<Mutex<Standing>>) -> Self {
-        Self { timeout, concurrency, schedule, standing }
+    /// Slots that later attempts leave to first ones: a quarter, rounded up.
+    fn reserved(&self) -> u32 {
+        if self.concurrency > 1 { self.concurrency.div_ceil(4) } else { 0 }
     }
+}
 
-    fn standing(&self) -> MutexGuard<'_, Standing> {
-        self.standing.lock().unwrap_or_else(PoisonError::into_inner)
+/// What our own attempts are at, by lane; a reload keeps it. What others have to know as well is in the database.
+#[derive(Clone, Default)]
+pub struct Slots(Arc<Mutex<BTreeMap<String, Slot>>>);
+
+#[derive(Default)]
+struct Slot {
+    in_flight: u32,
+    /// How many of them were attempted before.
+    again: u32,
+    /// Whether the latest one was.
+    again_latest: bool,
+    bucket: Option<Bucket>,
+}
+
+impl Slots {
+    /// Runs `work` with the slot of a lane, which is forgotten when there is nothing in it: origins of callbacks are
+    /// without number.
+    fn with<T>(&self, lane: &str, work: impl FnOnce(&mut Slot) -> T) -> T {
+        let mut slots = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut slot = slots.remove(lane).unwrap_or_default();
+        let result = work(&mut slot);
+        if slot.in_flight > 0 || slot.bucket.is_some() || !lane.starts_with(CALLBACK) {
+            slots.insert(lane.to_owned(), slot);
+        }
+        result
     }
 }
 
@@ -60,6 +85,14 @@ pub struct Relay {
     pub owner: String,
     /// The lanes, by the hook's name.
     pub hooks: BTreeMap<String, HookLane>,
+    /// What every lane of callbacks is like; without it none is worked.
+    pub callbacks: Option<HookLane>,
+    /// What our attempts are at.
+    pub slots: Slots,
+    /// Who is told that a hook was disabled.
+    pub subscriptions: Vec<Subscription>,
+    /// The lane of callbacks that was looked at last: the next turn goes on behind it.
+    pub looked_at: Mutex<String>,
     /// Makes an attempt.
     pub perform: Perform,
     /// Only deliveries of these watches; all when absent.
@@ -69,12 +102,18 @@ pub struct Relay {
 }
 
 /// An attempt that is under way; if its worker is dropped, the hook has its slot back.
-struct InFlight<'a>(&'a HookLane);
+struct InFlight<'a> {
+    slots: &'a Slots,
+    lane: &'a str,
+    again: bool,
+}
 
 impl Drop for InFlight<'_> {
     fn drop(&mut self) {
-        let mut standing = self.0.standing();
-        standing.in_flight = standing.in_flight.saturating_sub(1);
+        self.slots.with(self.lane, |slot| {
+            slot.in_flight = slot.in_flight.saturating_sub(1);
+            slot.again = slot.again.saturating_sub(u32::from(self.again));
+        });
     }
 }
 
@@ -91,53 +130,78 @@ impl Work for Relay {
         &self.clock
     }
 
-    fn gates(&self) -> Vec<Gate> {
+    async fn lanes(&self) -> Result<Lanes, StoreError> {
+        let mut names: Vec<String> = self.hooks.keys().cloned().collect();
+        if self.callbacks.is_none() {
+            return Ok(Lanes { names, more: None });
+        }
+        let after = lock(&self.looked_at).clone();
+        let mut found = self.store.callback_lanes(after.clone(), LANES_A_TURN).await?;
+        let is_full = found.len() >= LANES_A_TURN as usize;
+        *lock(&self.looked_at) = found.last().filter(|_| is_full).cloned().unwrap_or_default();
+        // The end was reached, and what stands before the place where it began comes next.
+        let more = (is_full || !after.is_empty()).then_some(LANES_PAUSE);
+        names.append(&mut found);
+        Ok(Lanes { names, more })
+    }
+
+    fn gate(&self, lane: &str) -> Gate {
+        // A lane that was named is one of ours.
+        let Some(hook) = self.hook(lane) else { return Gate::Full };
         let tick = self.clock.tick();
-        self.hooks
-            .iter()
-            .map(|(name, hook)| {
-                let standing = hook.standing();
-                match hook.concurrency.saturating_sub(standing.in_flight) {
-                    _ if standing.held_until > tick => Gate::Closed(standing.held_until),
-                    0 => Gate::Full(name.clone()),
-                    room => Gate::Open(Lane { name: name.clone(), room, avoid: None, lease: hook.timeout + MARGIN }),
-                }
-            })
-            .collect()
+        self.slots.with(lane, |slot| {
+            slot.bucket =
+                hook.rate.map(|rate| slot.bucket.unwrap_or_else(|| Bucket::new(rate)).at(rate, rate.ceil(), tick));
+            let tokens = slot.bucket.map_or(u32::MAX, |bucket| bucket.tokens(tick));
+            let free = hook.concurrency.saturating_sub(slot.in_flight);
+            let again = hook.concurrency.saturating_sub(hook.reserved() + slot.again);
+            match (free, tokens, slot.bucket) {
+                (0, _, _) => Gate::Full,
+                (_, 0, Some(bucket)) => Gate::Closed(bucket.opens()),
+                _ => Gate::Open(Lane {
+                    name: lane.into(),
+                    room: free.min(tokens),
+                    avoid: None,
+                    lease: hook.timeout + MARGIN,
+                    again,
+                    again_first: !slot.again_latest,
+                }),
+            }
+        })
     }
 
     async fn claim(&self, lanes: Vec<Lane>) -> Result<Vec<Claimed<Parcel>>, StoreError> {
         let now = self.clock.now();
-        let longest = self.hooks.values().map(|hook| decide::longest_gap(&hook.schedule)).max().unwrap_or_default();
+        let hooks = self.hooks.values().chain(&self.callbacks);
+        let longest = hooks.map(|hook| decide::longest_gap(&hook.schedule)).max().unwrap_or_default();
         let owner = self.owner.clone();
         let terms = Terms { owner, lanes, now, horizon: now + longest, only: self.only.clone(), live: self.live.ids() };
         let claimed = self.store.claim_deliveries(terms).await?;
-        for claimed in &claimed {
-            if let Some(hook) = self.hooks.get(&claimed.lane) {
-                hook.standing().in_flight += u32::try_from(claimed.rows.len()).unwrap_or(u32::MAX);
-                self.live.begin(claimed.rows.iter().map(|parcel| parcel.delivery.id));
-            }
+        for claimed in claimed.iter().filter(|claimed| !claimed.rows.is_empty()) {
+            self.slots.with(&claimed.lane, |slot| self.took(slot, &claimed.rows));
+            self.live.begin(claimed.rows.iter().map(|parcel| parcel.delivery.id));
         }
         Ok(claimed)
     }
 
     async fn work(self: Arc<Self>, lane: String, parcel: Parcel) {
-        // A lane that was claimed from is one of ours.
-        let Some(hook) = self.hooks.get(&lane) else { return };
+        let Some(hook) = self.hook(&lane) else { return };
         let _working = self.live.until_dropped(parcel.delivery.id);
-        let in_flight = InFlight(hook);
+        let in_flight = InFlight { slots: &self.slots, lane: &lane, again: is_again(&parcel) };
         let attempt = (self.perform)(parcel.clone()).await;
         let now = self.clock.now();
         let verdict = decide::after_attempt(&parcel.delivery, &attempt, &hook.schedule, now, self.dice.roll());
-        if let Verdict::Again { hold: Some(hold), .. } = &verdict {
-            // Not until this delivery's own next attempt, which may be hours later by its schedule.
-            let mut standing = hook.standing();
-            standing.held_until = standing.held_until.max(self.clock.tick() + *hold);
-        }
-        let finished = insist(|| self.store.finish(parcel.clone(), attempt.clone(), verdict.clone(), now)).await;
+        let finished = insist(|| {
+            let rule = self.rule(verdict.clone(), attempt.outcome.clone(), now);
+            self.store.finish(parcel.clone(), attempt.clone(), now, rule)
+        });
+        let finished = finished.await;
         drop(in_flight);
         match finished {
-            Ok(()) => log(&parcel, &verdict),
+            Ok(ending) => {
+                log(&parcel, &ending.verdict);
+                log_turn(&ending);
+            }
             Err(error) => tracing::error!(
                 hook = lane,
                 event.id = parcel.delivery.event_id,
@@ -145,6 +209,55 @@ impl Work for Relay {
             ),
         }
     }
+}
+
+impl Relay {
+    fn hook(&self, lane: &str) -> Option<&HookLane> {
+        self.hooks.get(lane).or_else(|| self.callbacks.as_ref().filter(|_| lane.starts_with(CALLBACK)))
+    }
+
+    fn took(&self, slot: &mut Slot, parcels: &[Parcel]) {
+        let count = u32::try_from(parcels.len()).unwrap_or(u32::MAX);
+        slot.in_flight += count;
+        slot.again += parcels.iter().map(|parcel| u32::from(is_again(parcel))).sum::<u32>();
+        slot.again_latest = parcels.last().is_some_and(is_again);
+        if let Some(bucket) = &mut slot.bucket {
+            bucket.take(count, self.clock.tick());
+        }
+    }
+
+    /// What is to be written, out of how the hook stands when it is.
+    fn rule(
+        &self,
+        verdict: Verdict,
+        outcome: Outcome,
+        now: Timestamp,
+    ) -> impl FnOnce(&Standing) -> Ending + Send + 'static {
+        let (install_id, subscriptions) = (self.store.install_id().to_owned(), self.subscriptions.clone());
+        let mut random = [0; 16];
+        // Two notices of one id would be one fact to a receiver; the dice are worse than the system's, and good enough.
+        if getrandom::fill(&mut random).is_err() {
+            random.fill_with(|| (self.dice.roll() * 256.0) as u8);
+        }
+        move |before| {
+            let (standing, turn) = before.after(&outcome, now);
+            let telling = Telling { install_id: &install_id, subscriptions: &subscriptions };
+            let told = (turn == Some(Turn::Disabled)).then(|| {
+                let reason = standing.disabled_reason.clone().unwrap_or_default();
+                let notice = Notice::HookDisabled { hook: standing.name.clone(), reason };
+                Event::of_notice(&notice, random, now, &telling)
+            });
+            Ending { verdict: verdict.at(&standing), standing, turn, events: told.into_iter().collect() }
+        }
+    }
+}
+
+fn is_again(parcel: &Parcel) -> bool {
+    parcel.number > 1
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// One line for each change of state.
@@ -167,5 +280,21 @@ fn log(parcel: &Parcel, verdict: &Verdict) {
         Verdict::Interrupted => {
             tracing::info!(hook, event.id = event, delivery.attempt = attempt, "interrupted by the stop; due again");
         }
+    }
+}
+
+/// One line when a hook begins to be treated in another way.
+fn log_turn(ending: &Ending) {
+    let (hook, error) = (ending.standing.name.as_str(), ending.standing.last_error.as_deref().unwrap_or_default());
+    match ending.turn {
+        Some(Turn::Disabled) => tracing::error!(
+            hook,
+            "disabled, and its deliveries are held: {error}; `assetwatch hooks enable {hook}` has it told again"
+        ),
+        Some(Turn::Broken) => {
+            tracing::warn!(hook, "failing; single attempts are made until it works again, and the rest waits: {error}");
+        }
+        Some(Turn::Mended) => tracing::info!(hook, "works again"),
+        None => {}
     }
 }

@@ -28,11 +28,11 @@ use std::time::Duration;
 
 use rusqlite::Connection;
 
+pub use crate::standing::Standing as HookRow;
 pub use accounts::AccountRow;
 pub use batches::TellBatch;
 pub use deliveries::{Backlog, DeliveryFilter, DeliveryRow, Portion, Retried};
-pub use hooks::HookRow;
-pub use ledger::{AttemptRow, DaemonRow, EventRow, History, Outstanding};
+pub use ledger::{AttemptRow, DaemonRow, Ending, EventRow, History, Outstanding};
 pub use watches::{Added, Filter, NewWatch};
 
 use crate::clock::Timestamp;
@@ -69,6 +69,10 @@ pub struct Lane {
     pub avoid: Option<i64>,
     /// How long a lease lasts.
     pub lease: Duration,
+    /// Of deliveries, at most so many that were attempted before.
+    pub again: u32,
+    /// Whether one of those comes first, and not one that is attempted for the first time.
+    pub again_first: bool,
 }
 
 /// The terms of a claim.

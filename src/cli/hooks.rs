@@ -179,7 +179,9 @@ pub async fn test_hook(
     Ok(match tested.attempt.outcome {
         Outcome::Delivered => exit::OK,
         Outcome::Interrupted => exit::INTERRUPTED,
-        Outcome::Failed { .. } | Outcome::Refused { .. } | Outcome::Blocked { .. } => exit::FAILURE,
+        Outcome::Failed { .. } | Outcome::Refused { .. } | Outcome::Gone { .. } | Outcome::Blocked { .. } => {
+            exit::FAILURE
+        }
     })
 }
 
@@ -188,7 +190,7 @@ fn outcome(outcome: &Outcome) -> (&'static str, Option<&str>) {
     match outcome {
         Outcome::Delivered => ("delivered", None),
         Outcome::Failed { error, .. } => ("failed", Some(error)),
-        Outcome::Refused { error } => ("refused", Some(error)),
+        Outcome::Refused { error } | Outcome::Gone { error } => ("refused", Some(error)),
         Outcome::Blocked { error } => ("blocked", Some(error)),
         Outcome::Interrupted => ("interrupted", None),
     }

@@ -205,9 +205,10 @@ fn longest(hook: &Hook) -> Duration {
 fn verdict(attempt: &Attempt) -> Verdict {
     match &attempt.outcome {
         Outcome::Delivered => Verdict::Delivered,
-        Outcome::Failed { error, .. } | Outcome::Refused { error } | Outcome::Blocked { error } => {
-            Verdict::Dead { error: error.clone() }
-        }
+        Outcome::Failed { error, .. }
+        | Outcome::Refused { error }
+        | Outcome::Gone { error }
+        | Outcome::Blocked { error } => Verdict::Dead { error: error.clone() },
         Outcome::Interrupted => Verdict::Dead { error: "the test was interrupted".into() },
     }
 }

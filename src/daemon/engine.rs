@@ -15,12 +15,13 @@ use crate::api::{Api, ApiError};
 use crate::clock::{Clock, Dice, Timestamp};
 use crate::config::{self, KeyError, KeySource, Settings, Target};
 use crate::control::{Control, hostname};
+use crate::decide;
 use crate::event::base32;
 use crate::hook::{self, HookError, Hooks};
 use crate::pace::{LONGEST_RETRY_AFTER, Pace};
 use crate::poller::{Account, Poller};
 use crate::pump::{self, Live, Phase, Stop, Wake};
-use crate::relay::{HookLane, Perform, Relay, Standing};
+use crate::relay::{HookLane, Perform, Relay, Slots};
 use crate::store::{AccountRow, Store, StoreError};
 
 /// How long work may take to end after it was told to hurry: a command's own `kill_after`, and this.
@@ -29,8 +30,9 @@ const HURRY: Duration = Duration::from_secs(1);
 /// The paces of the accounts: what a reload keeps.
 pub(super) type Paces = BTreeMap<String, Arc<Mutex<Pace>>>;
 
-/// What is known of the hooks: kept likewise.
-type Standings = BTreeMap<String, Arc<Mutex<Standing>>>;
+/// What a callback gets, whose origin no configuration names.
+const CALLBACK_TIMEOUT: Duration = Duration::from_secs(20);
+const CALLBACK_CONCURRENCY: u32 = 4;
 
 /// Why the line cannot be set up. Each says what to change.
 #[expect(missing_docs, reason = "each variant's sentence names its fields")]
@@ -65,7 +67,7 @@ pub struct Engine {
     pumps: JoinSet<()>,
     wakes: [Wake; 2],
     paces: Paces,
-    standings: Standings,
+    slots: Slots,
     kill_after: Duration,
 }
 
@@ -88,7 +90,7 @@ impl Engine {
         let (polling, telling) = (Wake::default(), Wake::default());
         let accounts = accounts(control, settings, before).await?;
         let paces = accounts.values().map(|account| (account.name.clone(), Arc::clone(&account.pace))).collect();
-        let standings = standings(settings, before);
+        let slots = before.map(|engine| engine.slots.clone()).unwrap_or_default();
         let poller = Poller {
             store: store.clone(),
             clock: clock.clone(),
@@ -108,7 +110,11 @@ impl Engine {
             clock: clock.clone(),
             dice: Dice::fair(),
             owner: owner.clone(),
-            hooks: settings.hooks.iter().map(|hook| lane(hook, &standings)).collect(),
+            hooks: settings.hooks.iter().map(lane).collect(),
+            callbacks: Some(callback_lane()),
+            slots: slots.clone(),
+            subscriptions: settings.hooks.iter().map(|hook| hook.subscription.clone()).collect(),
+            looked_at: Mutex::default(),
             perform: perform(hooks, clock.clone(), stop.clone()),
             only,
             live: Live::default(),
@@ -118,7 +124,7 @@ impl Engine {
         pumps.spawn(pump::run(Arc::new(poller), polling, stop.clone()));
         pumps.spawn(pump::run(Arc::new(relay), telling, stop));
         let kill_after = settings.hooks.iter().map(kill_after).max().unwrap_or_default();
-        Ok(Self { owner, control: control.clone(), announce, pumps, wakes, paces, standings, kill_after })
+        Ok(Self { owner, control: control.clone(), announce, pumps, wakes, paces, slots, kill_after })
     }
 
     /// The name in its leases.
@@ -178,12 +184,6 @@ fn confine(settings: &Settings) {
     {
         tracing::warn!("processes that escape from their command are not ended: {error}");
     }
-}
-
-fn standings(settings: &Settings, before: Option<&Engine>) -> Standings {
-    let known = |name: &String| before.and_then(|engine| engine.standings.get(name)).cloned().unwrap_or_default();
-    let names = settings.hooks.iter().map(|hook| &hook.subscription.hook);
-    names.map(|name| (name.clone(), known(name))).collect()
 }
 
 async fn all_ended(pumps: &mut JoinSet<()>) {
@@ -280,10 +280,15 @@ fn read_key(source: &KeySource) -> Result<config::Secret, KeyError> {
     source.read(|name| std::env::var_os(name))
 }
 
-fn lane(hook: &config::Hook, standings: &Standings) -> (String, HookLane) {
-    let (name, longest) = (hook.subscription.hook.clone(), hook.timeout + kill_after(hook));
-    let standing = standings.get(&name).cloned().unwrap_or_default();
-    (name, HookLane::new(longest, hook.concurrency, hook.schedule.clone(), standing))
+fn lane(hook: &config::Hook) -> (String, HookLane) {
+    let timeout = hook.timeout + kill_after(hook);
+    let lane = HookLane { timeout, concurrency: hook.concurrency, schedule: hook.schedule.clone(), rate: None };
+    (hook.subscription.hook.clone(), lane)
+}
+
+fn callback_lane() -> HookLane {
+    let schedule = decide::SCHEDULE.into();
+    HookLane { timeout: CALLBACK_TIMEOUT, concurrency: CALLBACK_CONCURRENCY, schedule, rate: None }
 }
 
 fn kill_after(hook: &config::Hook) -> Duration {

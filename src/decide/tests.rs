@@ -286,7 +286,7 @@ fn attempts_follow_the_schedule_and_are_never_early() {
     for (failures, gap) in SCHEDULE.into_iter().enumerate() {
         for (roll, due_at) in [(0.0, NOW + gap), (0.5, NOW + gap.mul_f64(1.1))] {
             let failures = failures as i64;
-            let again = Verdict::Again { due_at, failures: failures + 1, error: error(), hold: None };
+            let again = Verdict::Again { due_at, failures: failures + 1, error: error() };
             assert_eq!(verdict(failures, failed(), roll), again);
         }
     }
@@ -294,11 +294,10 @@ fn attempts_follow_the_schedule_and_are_never_early() {
 }
 
 #[test]
-fn a_receiver_may_ask_for_a_pause_of_the_whole_hook() {
-    for (asked, due, hold) in [(0, 5, 0), (60, 60, 60), (999_999, 24 * 3_600, 24 * 3_600)] {
+fn a_receiver_may_ask_to_be_left_alone() {
+    for (asked, due) in [(0, 5), (60, 60), (999_999, 24 * 3_600)] {
         let not_before = Some(Duration::from_secs(asked));
-        let (due_at, hold) = (NOW + Duration::from_secs(due), Some(Duration::from_secs(hold)));
-        let again = Verdict::Again { due_at, failures: 1, error: error(), hold };
+        let again = Verdict::Again { due_at: NOW + Duration::from_secs(due), failures: 1, error: error() };
         assert_eq!(verdict(0, Outcome::Failed { error: error(), not_before }, 0.0), again);
     }
 }
@@ -307,6 +306,19 @@ fn a_receiver_may_ask_for_a_pause_of_the_whole_hook() {
 fn other_outcomes() {
     assert_eq!(verdict(0, Outcome::Delivered, 0.0), Verdict::Delivered);
     assert_eq!(verdict(0, Outcome::Refused { error: error() }, 0.0), Verdict::Dead { error: error() });
+    assert_eq!(verdict(0, Outcome::Gone { error: error() }, 0.0), Verdict::Dead { error: error() });
     assert_eq!(verdict(0, Outcome::Blocked { error: error() }, 0.0), Verdict::Held { error: error() });
     assert_eq!(verdict(11, Outcome::Interrupted, 0.0), Verdict::Interrupted);
+}
+
+#[test]
+fn at_a_disabled_hook_what_would_be_attempted_again_is_held() {
+    let enabled = crate::standing::Standing::new("cms");
+    let (disabled, _) = enabled.after(&Outcome::Gone { error: error() }, NOW);
+    let failed = || verdict(0, Outcome::Failed { error: error(), not_before: None }, 0.0);
+    assert_eq!(failed().at(&enabled), failed());
+    assert_eq!(failed().at(&disabled), Verdict::Held { error: error() });
+    for outcome in [Outcome::Delivered, Outcome::Gone { error: error() }, Outcome::Interrupted] {
+        assert_eq!(verdict(0, outcome.clone(), 0.0).at(&disabled), verdict(0, outcome, 0.0));
+    }
 }

@@ -124,7 +124,7 @@ impl Webhook {
         let mut error = format!("the receiver answered {}", described(status));
         let not_before = match status.as_u16() {
             200..300 => return Outcome::Delivered,
-            410 => return Outcome::Refused { error },
+            410 => return Outcome::Gone { error },
             300..400 => {
                 let location = headers.get(LOCATION).map(|location| self.shown(location.as_bytes()));
                 error += &location.map(|location| format!(" to {location}")).unwrap_or_default();

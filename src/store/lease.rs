@@ -11,17 +11,22 @@ use super::{Lane, StoreError, Terms};
 use crate::clock::Timestamp;
 
 /// A lease that ends later than this was written by a clock that has been set back since: it is over.
-const LONGEST_LEASE: Duration = Duration::from_secs(2 * 3_600);
+pub(super) const LONGEST_LEASE: Duration = Duration::from_secs(2 * 3_600);
 
 /// Rows that have an index of their own, and the instant by which it is sorted.
 #[derive(Clone, Copy)]
-struct Sort {
+pub(super) struct Sort {
     rows: &'static str,
     instant: &'static str,
 }
 
-const FREE: Sort = Sort { rows: "state = 'waiting' AND lease_until IS NULL", instant: "due_at" };
-const LEASED: Sort =
+pub(super) const FREE: Sort = Sort { rows: "state = 'waiting' AND lease_until IS NULL", instant: "due_at" };
+/// Deliveries that have never been attempted, and those that have.
+pub(super) const FIRST: Sort =
+    Sort { rows: "state = 'waiting' AND lease_until IS NULL AND attempts = 0", instant: "due_at" };
+pub(super) const AGAIN: Sort =
+    Sort { rows: "state = 'waiting' AND lease_until IS NULL AND attempts > 0", instant: "due_at" };
+pub(super) const LEASED: Sort =
     Sort { rows: "lease_until IS NOT NULL AND id NOT IN (SELECT value FROM json_each(?3))", instant: "lease_until" };
 
 /// A table that is claimed from.
@@ -42,27 +47,31 @@ pub(super) fn only(terms: &Terms) -> Result<Option<String>, StoreError> {
 }
 
 /// The rows that the claimer is at, likewise.
-fn live(terms: &Terms) -> Result<String, StoreError> {
+pub(super) fn live(terms: &Terms) -> Result<String, StoreError> {
     serde_json::to_string(&terms.live).map_err(|error| StoreError::Broken(error.to_string()))
 }
 
-/// The rows to claim in a lane, at most its room, as `read` makes them out of `columns` (the id first): expired leases,
-/// then what is due, oldest first, then what a clock that was set back since has put out of reach.
+/// What is asked for: in which lane, by which terms, and of which watches, see [`only`].
+pub(super) type Ask<'a> = (&'a Lane, &'a Terms, Option<&'a str>);
+
+/// The rows of these sorts to claim in a lane, at most its room, as `read` makes them out of `columns` (the id first): of
+/// each sort what is due or has expired, oldest first, then what a clock that was set back since has put out of reach.
 pub(super) fn due<T>(
     connection: &Connection,
-    line: &Line,
-    (lane, terms, only): (&Lane, &Terms, Option<&str>),
+    (line, sorts): (&Line, &[Sort]),
+    (lane, terms, only): Ask<'_>,
     columns: &str,
     read: impl Fn(&Row<'_>) -> rusqlite::Result<T>,
 ) -> Result<Vec<(i64, T)>, StoreError> {
-    let late_lease = terms.now + LONGEST_LEASE;
-    let sorts =
-        [(LEASED, "<=", terms.now), (LEASED, ">", late_lease), (FREE, "<=", terms.now), (FREE, ">", terms.horizon)];
     // One more, to have another one than the one to avoid.
     let room = lane.room as usize + usize::from(lane.avoid.is_some());
     let live = live(terms)?;
     let mut rows = Vec::new();
-    for (sort, test, bound) in sorts {
+    let tests = sorts.iter().flat_map(|sort| {
+        let late = if sort.instant == LEASED.instant { terms.now + LONGEST_LEASE } else { terms.horizon };
+        [(*sort, "<=", terms.now), (*sort, ">", late)]
+    });
+    for (sort, test, bound) in tests {
         let left = i64::try_from(room.saturating_sub(rows.len())).unwrap_or(i64::MAX);
         let mut statement = connection.prepare_cached(&due_sql(line, columns, sort, test))?;
         let values = params![lane.name, only, live, bound.as_millis(), left];
@@ -77,14 +86,14 @@ pub(super) fn due<T>(
     Ok(rows)
 }
 
-/// When the first free row of a lane is due or its first lease expires.
+/// When the first row of these sorts is due or its lease expires.
 pub(super) fn next_due(
     connection: &Connection,
-    line: &Line,
-    (lane, terms, only): (&Lane, &Terms, Option<&str>),
+    (line, sorts): (&Line, &[Sort]),
+    (lane, terms, only): Ask<'_>,
 ) -> Result<Option<Timestamp>, StoreError> {
     let values = params![lane.name, only, live(terms)?];
-    let at: Option<i64> = connection.prepare_cached(&next_due_sql(line))?.query_row(values, |row| row.get(0))?;
+    let at: Option<i64> = connection.prepare_cached(&next_due_sql(line, sorts))?.query_row(values, |row| row.get(0))?;
     Ok(at.map(Timestamp::from_millis))
 }
 
@@ -95,12 +104,14 @@ fn due_sql(line: &Line, columns: &str, sort: Sort, test: &str) -> String {
     format!("SELECT {columns} {rows} AND {instant} {test} ?4 ORDER BY {instant} LIMIT ?5")
 }
 
-fn next_due_sql(line: &Line) -> String {
-    let first = |sort: Sort| {
-        let (rows, instant) = (rows(line, sort), sort.instant);
+fn next_due_sql(line: &Line, sorts: &[Sort]) -> String {
+    let first = |sort: &Sort| {
+        let (rows, instant) = (rows(line, *sort), sort.instant);
         format!("SELECT * FROM (SELECT {instant} AS at {rows} ORDER BY {instant} LIMIT 1)")
     };
-    format!("SELECT min(at) FROM ({} UNION ALL {})", first(FREE), first(LEASED))
+    let firsts: Vec<String> = sorts.iter().map(first).collect();
+    // `?3` has to be there, whatever the sorts.
+    format!("SELECT min(at) FROM ({}) WHERE ?3 IS NOT NULL", firsts.join(" UNION ALL "))
 }
 
 /// What can be claimed, now or later, from the lane `?1`; only of the watches `?2` unless that is null, and not `?3`.
@@ -164,20 +175,18 @@ pub(super) mod tests {
         // The statistics of another program's ANALYZE must not change the plan for the worse.
         for analyze in ["", "ANALYZE"] {
             connection.execute_batch(analyze).unwrap();
-            for (line, free, leased) in [
-                (&watches::LINE, "watches_due (account=?", "watches_leased (account=?"),
-                (&ledger::LINE, "deliveries_due (hook=?", "deliveries_leased (hook=?"),
+            for (line, sort, index) in [
+                (&watches::LINE, FREE, "watches_due (account=?"),
+                (&watches::LINE, LEASED, "watches_leased (account=?"),
+                (&ledger::LINE, FIRST, "deliveries_first (hook=?"),
+                (&ledger::LINE, AGAIN, "deliveries_again (hook=?"),
+                (&ledger::LINE, LEASED, "deliveries_leased (hook=?"),
             ] {
                 for test in ["<=", ">"] {
-                    assert_searches(&connection, &due_sql(line, "id", FREE, test), &format!("{free} AND due_at"));
-                    assert_searches(
-                        &connection,
-                        &due_sql(line, "id", LEASED, test),
-                        &format!("{leased} AND lease_until"),
-                    );
+                    let sought = format!("{index} AND {}", sort.instant);
+                    assert_searches(&connection, &due_sql(line, "id", sort, test), &sought);
                 }
-                assert_searches(&connection, &next_due_sql(line), free);
-                assert_searches(&connection, &next_due_sql(line), leased);
+                assert_searches(&connection, &next_due_sql(line, &[sort]), index);
             }
             assert_searches(&connection, watches::UP_TO_TWO_WAIT, "(account=?");
         }

@@ -3,13 +3,14 @@
 use rusqlite::{Connection, Row, params};
 use serde::Serialize;
 
-use super::lease::{self, Line};
+use super::lease::{self, AGAIN, Ask, FIRST, LEASED, Line, Sort};
 use super::rows::{Columns, DELIVERY, delivery};
-use super::{Claimed, Lane, Store, StoreError, Terms};
+use super::{Claimed, Lane, Store, StoreError, Terms, hooks};
 use crate::clock::Timestamp;
 use crate::decide::Verdict;
 use crate::delivery::{Attempt, Delivery, Outcome, Parcel};
 use crate::event::{Addressee, Event};
+use crate::standing::{Room, Standing, Turn};
 
 /// Of one watch, a hook is told in order: what waits or is held blocks what came later.
 pub(super) const LINE: Line = Line {
@@ -74,6 +75,19 @@ pub struct History {
     pub attempts: Vec<AttemptRow>,
 }
 
+/// What a rule makes of an attempt, for [`Store::finish`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct Ending {
+    /// What becomes of the delivery.
+    pub verdict: Verdict,
+    /// How the hook stands now.
+    pub standing: Standing,
+    /// What is to be said of that, handed back to the caller once it is written.
+    pub turn: Option<Turn>,
+    /// What others are told of it.
+    pub events: Vec<Event>,
+}
+
 /// What is still to be delivered to one hook.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outstanding {
@@ -99,8 +113,12 @@ pub struct DaemonRow {
 }
 
 impl Store {
-    /// Takes leases on due deliveries, oldest first, and writes an unfinished attempt for each: no request is made
-    /// without one. An attempt that was left unfinished by an expired lease becomes `unknown`.
+    /// Takes leases on due deliveries, first attempts and later ones in turn, oldest first, and writes an unfinished
+    /// attempt for each: no request is made without one. An attempt that was left unfinished by an expired lease becomes
+    /// `unknown`.
+    ///
+    /// How a hook stands is for all processes: of one that is to be left alone nothing is taken, of one whose breaker is
+    /// open one delivery while none is leased, and what waits for a disabled one is held.
     pub async fn claim_deliveries(&self, terms: Terms) -> Result<Vec<Claimed<Parcel>>, StoreError> {
         self.write(move |connection| {
             let only = lease::only(&terms)?;
@@ -109,8 +127,9 @@ impl Store {
         .await
     }
 
-    /// Finishes an attempt and writes its verdict, if `parcel` still holds the lease; the attempt's outcome is kept in
-    /// any case.
+    /// Finishes an attempt: `rule` makes the verdict, the hook's new standing and what is told of it out of how the hook
+    /// stands in the same transaction. They are written, all or nothing, if `parcel` still holds the lease; the attempt's
+    /// outcome is kept in any case.
     ///
     /// # Errors
     /// [`StoreError::LeaseLost`] when the delivery was claimed again meanwhile.
@@ -118,16 +137,25 @@ impl Store {
         &self,
         parcel: Parcel,
         attempt: Attempt,
-        verdict: Verdict,
         now: Timestamp,
-    ) -> Result<(), StoreError> {
-        let lost = self
+        rule: impl FnOnce(&Standing) -> Ending + Send + 'static,
+    ) -> Result<Ending, StoreError> {
+        let ended = self
             .write(move |connection| {
+                let before = hooks::standing_of(connection, &parcel.delivery.hook)?;
+                let ending = rule(&before);
                 finish_attempt(connection, &parcel, &attempt, now)?;
-                apply_verdict(connection, &parcel.delivery, &verdict, now)
+                if apply_verdict(connection, &parcel.delivery, &ending.verdict, now)? {
+                    return Ok(None);
+                }
+                if ending.standing != before {
+                    hooks::note(connection, &ending.standing)?;
+                }
+                ending.events.iter().try_for_each(|event| tell(connection, event))?;
+                Ok(Some(ending))
             })
             .await?;
-        if lost { Err(StoreError::LeaseLost) } else { Ok(()) }
+        ended.ok_or(StoreError::LeaseLost)
     }
 
     /// Hands back every lease of `owner`, who has stopped: its watches and deliveries are due again at once, and what it
@@ -222,7 +250,8 @@ impl Store {
     }
 
     /// Adapts the ledger to a configuration that names these hooks: what waits for another one is held, and what was
-    /// held for one of these is due again.
+    /// held for one of these, unless it is disabled, is due again. No configuration names the lanes of callbacks: what
+    /// was held for one of those is tried by the new configuration.
     pub async fn adopt_hooks(&self, hooks: Vec<String>, now: Timestamp) -> Result<(), StoreError> {
         self.write(move |connection| {
             let hooks = serde_json::to_string(&hooks).map_err(|error| StoreError::Broken(error.to_string()))?;
@@ -230,12 +259,13 @@ impl Store {
                 "UPDATE deliveries SET state = 'held', due_at = NULL,
                      last_error = 'the configuration names no hook of this name'
                  WHERE state = 'waiting' AND lease_until IS NULL
-                   AND hook NOT IN (SELECT value FROM json_each(?1))",
+                   AND hook NOT IN (SELECT value FROM json_each(?1)) AND hook NOT GLOB 'callback:*'",
                 [&hooks],
             )?;
             connection.execute(
                 "UPDATE deliveries SET state = 'waiting', due_at = ?2
-                 WHERE state = 'held' AND hook IN (SELECT value FROM json_each(?1))",
+                 WHERE state = 'held' AND (hook IN (SELECT value FROM json_each(?1)) OR hook GLOB 'callback:*')
+                   AND hook NOT IN (SELECT name FROM hooks WHERE disabled_at IS NOT NULL)",
                 params![hooks, now.as_millis()],
             )?;
             Ok(())
@@ -291,11 +321,96 @@ fn claim_lane(
     terms: &Terms,
     only: Option<&str>,
 ) -> Result<Claimed<Parcel>, StoreError> {
-    let due = lease::due(connection, &LINE, (lane, terms, only), "id", |_| Ok(()))?;
+    let nothing = |next_due| Claimed { lane: lane.name.clone(), rows: Vec::new(), next_due, alone: false };
+    match hooks::standing_of(connection, &lane.name)?.room(terms.now) {
+        Room::Open => claim_open(connection, (lane, terms, only)),
+        Room::Closed(until) => Ok(nothing(Some(until))),
+        Room::Disabled => {
+            hooks::hold_free(connection, &lane.name)?;
+            hold_expired(connection, lane, terms)?;
+            Ok(nothing(None))
+        }
+        Room::Probe => match under_way(connection, lane, terms)? {
+            Some(until) => Ok(nothing(Some(until).filter(|until| *until > terms.now))),
+            None => {
+                let probe = claim_open(connection, (&Lane { room: 1, again: 1, ..lane.clone() }, terms, only))?;
+                // With a probe under way the next instant is its end.
+                let next_due = probe.next_due.filter(|_| probe.rows.is_empty());
+                Ok(Claimed { next_due, ..probe })
+            }
+        },
+    }
+}
+
+fn claim_open(connection: &Connection, (lane, terms, only): Ask<'_>) -> Result<Claimed<Parcel>, StoreError> {
+    const LATER: [Sort; 2] = [LEASED, AGAIN];
+    let ids = |room, sorts| {
+        let lane = Lane { room, ..lane.clone() };
+        lease::due(connection, (&LINE, sorts), (&lane, terms, only), "id", |_| Ok(()))
+    };
+    let again = lane.again.min(lane.room);
+    let (first, later) = (ids(lane.room, &[FIRST])?, ids(again, &LATER)?);
+    let due = in_turn(first, later, lane);
     let until = terms.now + lane.lease;
-    let rows = due.iter().map(|(id, ())| lease_one(connection, *id, terms, until)).collect::<Result<_, _>>()?;
-    let next_due = lease::next_due(connection, &LINE, (lane, terms, only))?;
+    let rows: Vec<Parcel> =
+        due.iter().map(|(id, ())| lease_one(connection, *id, terms, until)).collect::<Result<_, _>>()?;
+    // Later attempts that have all their slots wait for one of these, not for an instant.
+    let attempted_before = rows.iter().filter(|parcel| parcel.number > 1).count();
+    let sorts: &[Sort] = if attempted_before < again as usize { &[FIRST, LEASED, AGAIN] } else { &[FIRST] };
+    let next_due = lease::next_due(connection, (&LINE, sorts), (lane, terms, only))?;
     Ok(Claimed { lane: lane.name.clone(), rows, next_due, alone: false })
+}
+
+/// One of each kind after the other, until the lane has no more room: so neither starves the other.
+fn in_turn<T>(first: Vec<T>, later: Vec<T>, lane: &Lane) -> Vec<T> {
+    let (mut one, mut other) = if lane.again_first { (later, first) } else { (first, later) };
+    one.truncate(lane.room as usize);
+    other.truncate(lane.room as usize);
+    let (mut one, mut other, mut both) = (one.into_iter(), other.into_iter(), Vec::new());
+    while one.len() + other.len() > 0 && both.len() < lane.room as usize {
+        both.extend(one.next());
+        both.extend(other.next());
+    }
+    both.truncate(lane.room as usize);
+    both
+}
+
+/// When the last attempt in this lane is over at the latest, if one is under way, in whichever process.
+fn under_way(connection: &Connection, lane: &Lane, terms: &Terms) -> Result<Option<Timestamp>, StoreError> {
+    let sql = "SELECT max(lease_until) FROM deliveries WHERE hook = ?1 AND lease_until IS NOT NULL
+                   AND (lease_until > ?2 AND lease_until <= ?3 OR id IN (SELECT value FROM json_each(?4)))";
+    let late = terms.now + lease::LONGEST_LEASE;
+    let values = params![lane.name, terms.now.as_millis(), late.as_millis(), lease::live(terms)?];
+    let until: Option<i64> = connection.prepare_cached(sql)?.query_row(values, |row| row.get(0))?;
+    Ok(until.map(Timestamp::from_millis))
+}
+
+/// Holds what a gone sender has left of a disabled hook; its attempt may have been received.
+fn hold_expired(connection: &Connection, lane: &Lane, terms: &Terms) -> Result<(), StoreError> {
+    let all = Lane { room: u32::MAX, avoid: None, ..lane.clone() };
+    let line = Line { in_order: "", ..LINE };
+    for (id, ()) in lease::due(connection, (&line, &[LEASED]), (&all, terms, None), "id", |_| Ok(()))? {
+        unknown(connection, id, terms.now)?;
+        connection
+            .prepare_cached(
+                "UPDATE deliveries SET state = 'held', due_at = NULL, lease_owner = NULL, lease_until = NULL,
+                     last_error = ?2 WHERE id = ?1",
+            )?
+            .execute(params![id, hooks::held_because(&lane.name)])?;
+    }
+    Ok(())
+}
+
+/// What a gone sender had begun to send.
+fn unknown(connection: &Connection, id: i64, now: Timestamp) -> Result<(), StoreError> {
+    connection
+        .prepare_cached(
+            "UPDATE attempts SET outcome = 'unknown', finished_at = ?2,
+                 error = 'its sender is gone: it may have been received'
+             WHERE delivery_id = ?1 AND outcome IS NULL",
+        )?
+        .execute(params![id, now.as_millis()])?;
+    Ok(())
 }
 
 pub(super) fn lease_one(
@@ -304,13 +419,7 @@ pub(super) fn lease_one(
     terms: &Terms,
     until: Timestamp,
 ) -> Result<Parcel, StoreError> {
-    connection
-        .prepare_cached(
-            "UPDATE attempts SET outcome = 'unknown', finished_at = ?2,
-                 error = 'its sender is gone: it may have been received'
-             WHERE delivery_id = ?1 AND outcome IS NULL",
-        )?
-        .execute(params![id, terms.now.as_millis()])?;
+    unknown(connection, id, terms.now)?;
     let sql = format!(
         "UPDATE deliveries SET lease_owner = ?2, lease_until = ?3, generation = generation + 1, attempts = attempts + 1
          WHERE id = ?1 RETURNING {DELIVERY}"
@@ -338,7 +447,7 @@ pub(super) fn finish_attempt(
     let (outcome, error) = match &attempt.outcome {
         Outcome::Delivered => ("delivered", None),
         Outcome::Failed { error, .. } => ("failed", Some(error)),
-        Outcome::Refused { error } => ("refused", Some(error)),
+        Outcome::Refused { error } | Outcome::Gone { error } => ("refused", Some(error)),
         Outcome::Blocked { error } => ("blocked", Some(error)),
         Outcome::Interrupted => ("interrupted", None),
     };

@@ -5,7 +5,7 @@ use std::time::Duration;
 use rusqlite::types::Value;
 use rusqlite::{Connection, OptionalExtension, params, params_from_iter};
 
-use super::lease::{self, Line};
+use super::lease::{self, Line, Sort};
 use super::rows::{Columns, WATCH, watch};
 use super::{Claimed, Lane, Store, StoreError, TellBatch, Terms, batches, ledger};
 use crate::clock::Timestamp;
@@ -13,6 +13,7 @@ use crate::event::{Batch, Event};
 use crate::watch::{State, Watch};
 
 pub(super) const LINE: Line = Line { table: "watches", lane: "account", watch: "id", in_order: "" };
+const SORTS: [Sort; 2] = [lease::LEASED, lease::FREE];
 
 /// Of a lane with a million watches it counts no more than are asked about.
 pub(super) const UP_TO_TWO_WAIT: &str =
@@ -210,7 +211,7 @@ fn claim_lane(
     terms: &Terms,
     only: Option<&str>,
 ) -> Result<Claimed<Watch>, StoreError> {
-    let due = lease::due(connection, &LINE, (lane, terms, only), WATCH, watch)?;
+    let due = lease::due(connection, (&LINE, &SORTS), (lane, terms, only), WATCH, watch)?;
     let until = terms.now + lane.lease;
     // Not with RETURNING, which goes by way of a table of its own: what is written is known.
     let mut lease = connection
@@ -224,7 +225,7 @@ fn claim_lane(
         rows.push(watch);
     }
     let waiting: i64 = connection.prepare_cached(UP_TO_TWO_WAIT)?.query_row([&lane.name], |row| row.get(0))?;
-    let next_due = lease::next_due(connection, &LINE, (lane, terms, only))?;
+    let next_due = lease::next_due(connection, (&LINE, &SORTS), (lane, terms, only))?;
     Ok(Claimed { lane: lane.name.clone(), rows, next_due, alone: waiting < 2 })
 }
 

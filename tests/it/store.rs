@@ -10,14 +10,17 @@ mod interface;
 mod opening;
 mod operating;
 mod recording;
+mod standing;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use assetwatch::clock::Timestamp;
-use assetwatch::delivery::{Delivery, Parcel};
+use assetwatch::decide::Verdict;
+use assetwatch::delivery::{Attempt, Delivery, Parcel};
 use assetwatch::event::{Addressee, Event, Notice, Subscription, Telling, Topic};
-use assetwatch::store::{Added, Claimed, Filter, Lane, NewWatch, Store, TellBatch, Terms};
+use assetwatch::standing::Standing;
+use assetwatch::store::{Added, Claimed, Ending, Filter, Lane, NewWatch, Store, StoreError, TellBatch, Terms};
 use assetwatch::watch::{Asset, Since, State, Watch};
 use rusqlite::types::FromSql;
 use rusqlite::{Connection, OptionalExtension};
@@ -94,6 +97,18 @@ impl Base {
         self.store.claim_deliveries(terms).await.unwrap().into_iter().flat_map(|claimed| claimed.rows).collect()
     }
 
+    /// Finishes an attempt with this verdict, whatever it says of the hook.
+    async fn finish(
+        &self,
+        parcel: Parcel,
+        attempt: Attempt,
+        verdict: Verdict,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        let rule = |before: &Standing| Ending { verdict, standing: before.clone(), turn: None, events: Vec::new() };
+        self.store.finish(parcel, attempt, now, rule).await.map(drop)
+    }
+
     async fn watch(&self, id: i64) -> Watch {
         let filter = Filter { ids: Some(vec![id]), ..Filter::default() };
         self.store.watches(filter).await.unwrap().remove(0)
@@ -109,7 +124,7 @@ fn new(asset_id: &str) -> NewWatch {
 }
 
 fn lane(name: &str, room: u32) -> Lane {
-    Lane { name: name.into(), room, avoid: None, lease: 20 * SECOND }
+    Lane { name: name.into(), room, avoid: None, lease: 20 * SECOND, again: room, again_first: false }
 }
 
 /// The terms of a claim by `us`, now.

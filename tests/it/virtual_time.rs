@@ -18,8 +18,8 @@ use assetwatch::delivery::{Attempt, Outcome};
 use assetwatch::event::{Event, Subscription, Telling, Topic};
 use assetwatch::pace::{Limits, Pace};
 use assetwatch::poller::{Account, Poller};
-use assetwatch::pump::{self, Gate, Live, Phase, Stop, Wake, Work};
-use assetwatch::relay::{HookLane, Perform, Relay};
+use assetwatch::pump::{self, Gate, Lanes, Live, Phase, Stop, Wake, Work};
+use assetwatch::relay::{HookLane, Perform, Relay, Slots};
 use assetwatch::store::{AccountRow, Added, Claimed, Filter, Lane, NewWatch, Store, StoreError, TellBatch, Terms};
 use assetwatch::watch::{Asset, Watch};
 use tokio::sync::watch;
@@ -112,7 +112,7 @@ impl World {
     /// A lease on this watch alone, for an owner that never works it.
     async fn claim(&self, asset_id: &str, owner: &str, lease: Duration) -> Watch {
         let watch = self.watch(asset_id).await;
-        let (now, lane) = (self.clock.now(), Lane { name: watch.account, room: 1, avoid: None, lease });
+        let (now, lane) = (self.clock.now(), lane(&watch.account, lease));
         let terms = Terms {
             owner: owner.into(),
             lanes: vec![lane],
@@ -164,10 +164,24 @@ impl World {
             dice: Dice::new(|| 0.0),
             owner: "us".into(),
             hooks: receivers.iter().map(|receiver| (receiver.name.into(), receiver.lane())).collect(),
+            callbacks: Some(HookLane {
+                timeout: 20 * SECOND,
+                concurrency: 4,
+                schedule: decide::SCHEDULE.into(),
+                rate: None,
+            }),
+            slots: Slots::default(),
+            subscriptions: vec![Subscription { on: vec![Topic::parse("hook.disabled")], ..subscription("operator") }],
+            looked_at: Mutex::default(),
             perform: Arc::new(move |parcel| performs[parcel.delivery.hook.as_str()](parcel)),
             only: None,
         })
     }
+}
+
+/// Room for one row.
+fn lane(name: &str, lease: Duration) -> Lane {
+    Lane { name: name.into(), room: 1, avoid: None, lease, again: 1, again_first: false }
 }
 
 fn subscription(hook: &str) -> Subscription {
@@ -304,6 +318,7 @@ struct Receiver {
     name: &'static str,
     concurrency: u32,
     schedule: Vec<Duration>,
+    rate: Option<f64>,
     latency: Duration,
     answer: Arc<dyn Fn(&Told) -> Outcome + Send + Sync>,
     told: Arc<Mutex<Vec<Told>>>,
@@ -316,6 +331,7 @@ impl Receiver {
             name,
             concurrency: 4,
             schedule: decide::SCHEDULE.into(),
+            rate: None,
             latency: Duration::ZERO,
             answer: Arc::new(answer),
             told: Arc::default(),
@@ -324,7 +340,8 @@ impl Receiver {
     }
 
     fn lane(&self) -> HookLane {
-        HookLane::new(20 * SECOND, self.concurrency, self.schedule.clone(), Arc::default())
+        let (concurrency, schedule) = (self.concurrency, self.schedule.clone());
+        HookLane { timeout: 20 * SECOND, concurrency, schedule, rate: self.rate }
     }
 
     fn perform(&self) -> Perform {
@@ -332,7 +349,7 @@ impl Receiver {
             (Arc::clone(&self.answer), Arc::clone(&self.told), self.began, self.latency);
         Arc::new(move |parcel| {
             let body: serde_json::Value = serde_json::from_slice(&parcel.body).unwrap();
-            let asset = body["data"]["asset_id"].as_str().unwrap().to_owned();
+            let asset = body["data"]["asset_id"].as_str().unwrap_or_default().to_owned();
             let attempt =
                 Told { asset, event_id: parcel.delivery.event_id, number: parcel.number, at: began.elapsed() };
             told.lock().unwrap().push(attempt.clone());
@@ -382,7 +399,7 @@ impl Running {
         Self::start(Arc::clone(relay), Wake::default())
     }
 
-    /// How often the pump has looked at its lanes: at most twice a turn.
+    /// How often the pump has looked at its lanes: once a turn.
     fn turns(&self) -> u64 {
         self.turns.load(Ordering::Relaxed)
     }
@@ -413,9 +430,13 @@ impl<W: Work> Work for Counted<W> {
         self.work.clock()
     }
 
-    fn gates(&self) -> Vec<Gate> {
+    async fn lanes(&self) -> Result<Lanes, StoreError> {
         self.claims.fetch_add(1, Ordering::Relaxed);
-        self.work.gates()
+        self.work.lanes().await
+    }
+
+    fn gate(&self, lane: &str) -> Gate {
+        self.work.gate(lane)
     }
 
     async fn claim(&self, lanes: Vec<Lane>) -> Result<Vec<Claimed<Self::Item>>, StoreError> {

@@ -181,7 +181,7 @@ async fn answers_mean_what_the_contract_says() {
         ("200 OK", 200, Outcome::Delivered),
         ("202 Whatever", 202, Outcome::Delivered),
         ("299 Odd", 299, Outcome::Delivered),
-        ("410 Gone", 410, Outcome::Refused { error: "the receiver answered 410 Gone".into() }),
+        ("410 Gone", 410, Outcome::Gone { error: "the receiver answered 410 Gone".into() }),
         ("500 Oops", 500, again("the receiver answered 500 Internal Server Error", None)),
         ("599 Oops", 599, again("the receiver answered 599", None)),
         ("404 No", 404, again("the receiver answered 404 Not Found", None)),

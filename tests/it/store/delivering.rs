@@ -30,7 +30,7 @@ fn failed() -> Outcome {
 }
 
 fn again(due_at: Timestamp) -> Verdict {
-    Verdict::Again { due_at, failures: 1, error: "503".into(), hold: None }
+    Verdict::Again { due_at, failures: 1, error: "503".into() }
 }
 
 #[tokio::test]
@@ -160,7 +160,7 @@ async fn finish(base: &Base, outcome: Outcome, verdict: Verdict) -> Delivery {
     let parcel = base.parcels(terms(&[("cms", 9)])).await.remove(0);
     let attempt =
         Attempt { code: Some(418), output: b"out\xff".into(), errors: b"err".into(), ..Attempt::bare(outcome) };
-    base.store.finish(parcel, attempt, verdict, NOW + SECOND).await.unwrap();
+    base.finish(parcel, attempt, verdict, NOW + SECOND).await.unwrap();
     base.deliveries(1).await.remove(0)
 }
 
@@ -219,12 +219,12 @@ async fn a_sender_that_was_too_slow_keeps_its_outcome_and_nothing_else() {
     let watch = base.settled("a", &["cms"]).await;
     let slow = base.parcels(terms(&[("cms", 9)])).await.remove(0);
     let quick = base.parcels(later(MINUTE, &[("cms", 9)])).await.remove(0);
-    let lost = base.store.finish(slow, Attempt::bare(Outcome::Delivered), Verdict::Delivered, NOW + HOUR).await;
+    let lost = base.finish(slow, Attempt::bare(Outcome::Delivered), Verdict::Delivered, NOW + HOUR).await;
     assert_eq!(lost, Err(StoreError::LeaseLost));
     let all = attempts(&base, &watch).await;
     assert_eq!(outcomes(&all), [Some("delivered"), None], "what is known now replaces `unknown`");
     assert_eq!(base.deliveries(watch.id).await[0].state, DeliveryState::Waiting);
-    base.store.finish(quick, Attempt::bare(failed()), again(NOW + DAY), NOW).await.unwrap();
+    base.finish(quick, Attempt::bare(failed()), again(NOW + DAY), NOW).await.unwrap();
     assert_eq!(outcomes(&attempts(&base, &watch).await), [Some("delivered"), Some("failed")]);
 }
 
@@ -303,7 +303,7 @@ async fn what_is_outstanding_by_hook() {
     let only = Some(vec![a.id]);
     let parcel = base.parcels(Terms { only, ..terms(&[("cms", 1)]) }).await.remove(0);
     assert_eq!(outstanding(&[a.id, b.id, c.id]).await[0], row("cms", 3, 3), "one is being attempted");
-    base.store.finish(parcel, Attempt::bare(failed()), again(NOW + DAY), NOW).await.unwrap();
+    base.finish(parcel, Attempt::bare(failed()), again(NOW + DAY), NOW).await.unwrap();
     assert_eq!(outstanding(&[a.id, b.id, c.id]).await[0], row("cms", 3, 2), "one has failed and waits");
     base.execute("UPDATE deliveries SET state = 'delivered', due_at = NULL, finished_at = 1");
     assert_eq!(outstanding(&[a.id, b.id, c.id]).await, []);
@@ -313,7 +313,7 @@ async fn what_is_outstanding_by_hook() {
 #[tokio::test]
 async fn an_undelivered_processing_does_not_keep_the_end_waiting() {
     let undelivered = [
-        Verdict::Again { due_at: NOW + HOUR, failures: 1, error: "500".into(), hold: None },
+        Verdict::Again { due_at: NOW + HOUR, failures: 1, error: "500".into() },
         Verdict::Held { error: "no such program".into() },
         Verdict::Interrupted,
     ];
@@ -329,7 +329,7 @@ async fn an_undelivered_processing_does_not_keep_the_end_waiting() {
         base.store.record(settled(&again), vec![event(&again, "asset.active", &["cms"])], nobody()).await.unwrap();
         assert!(base.parcels(terms(&[("cms", 9)])).await.is_empty(), "in order: the first one is under way");
         let attempt = Attempt::bare(Outcome::Interrupted);
-        base.store.finish(parcel, attempt, verdict, NOW).await.unwrap();
+        base.finish(parcel, attempt, verdict, NOW).await.unwrap();
         let next = base.parcels(terms(&[("cms", 9)])).await;
         assert_eq!(next.iter().map(|parcel| parcel.event_type.as_str()).collect::<Vec<_>>(), ["asset.active"]);
     }

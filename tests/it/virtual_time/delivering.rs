@@ -78,7 +78,7 @@ async fn a_hook_that_is_down_does_not_delay_another() {
     relay.stop().await;
     assert_eq!(healthy.seconds("a"), [0]);
     let at_once = |second| down.told().iter().filter(|told| told.at.as_secs() == second).count();
-    assert_eq!([0, 20, 40].map(at_once), [4, 4, 4], "no more at once than its concurrency");
+    assert_eq!([0, 20, 40, 45].map(at_once), [4, 4, 0, 1], "its concurrency, and then one at a time");
 }
 
 #[tokio::test(start_paused = true)]
@@ -102,7 +102,7 @@ async fn an_attempt_whose_sender_died_is_made_again_when_its_lease_ends() {
     let world = World::new().await;
     let receiver = Receiver::new(&world, "cms", |_| Outcome::Delivered);
     let watch = world.settle("a", &["cms"]).await;
-    let lane = Lane { name: "cms".into(), room: 1, avoid: None, lease: 30 * SECOND };
+    let lane = lane("cms", 30 * SECOND);
     let (now, owner) = (world.clock.now(), "who died".into());
     let terms = Terms { owner, lanes: vec![lane], now, horizon: now + DAY, only: None, live: Vec::new() };
     assert_eq!(world.store.claim_deliveries(terms).await.unwrap()[0].rows.len(), 1);
@@ -130,4 +130,215 @@ async fn a_worker_that_panics_costs_one_lease_and_nobody_else() {
     world.until(MINUTE).await;
     relay.stop().await;
     assert_eq!((receiver.seconds("bad"), receiver.seconds("good")), (vec![0, 30], vec![0]));
+}
+
+fn names(prefix: &str, count: usize) -> Vec<String> {
+    (0..count).map(|n| format!("{prefix}_{n}")).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn behind_an_open_breaker_the_rest_waits_and_burns_no_attempts() {
+    let world = World::new().await;
+    let receiver = Receiver::new(&world, "cms", |told| match told.at {
+        at if at < 100 * SECOND => failed(None),
+        _ => Outcome::Delivered,
+    });
+    for asset in names("ast", 20) {
+        world.settle(&asset, &["cms"]).await;
+    }
+    let relay = Running::relay(&world.relay(&[&receiver]));
+    world.until(99 * SECOND).await;
+    let seconds: Vec<_> = receiver.told().iter().map(|told| told.at.as_secs()).collect();
+    assert_eq!(seconds[8..], [5, 15, 35, 75], "four slots twice, and then one probe at a time");
+    assert_eq!(seconds[..8], [0; 8]);
+    world.until(3 * MINUTE).await;
+    relay.stop().await;
+    let told = receiver.told();
+    assert_eq!(told.iter().filter(|told| told.at >= 100 * SECOND).count(), 20, "all resume when it works again");
+    assert!(told.iter().all(|told| told.at < 160 * SECOND), "{told:?}");
+    assert_eq!(world.store.hook_rows().await.unwrap()[0].failures, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn five_days_of_nothing_but_failures_disable_a_hook_and_tell_the_operator() {
+    let world = World::new().await;
+    let receiver = Receiver::new(&world, "cms", |_| failed(None));
+    let operator = Receiver::new(&world, "operator", |_| Outcome::Delivered);
+    world.settle("first", &["cms"]).await;
+    let relay = Running::relay(&world.relay(&[&receiver, &operator]));
+    world.until(4 * DAY).await;
+    let watch = world.settle("second", &["cms"]).await;
+    world.until(8 * DAY).await;
+    relay.stop().await;
+    let row = world.store.hook_rows().await.unwrap().remove(0);
+    let disabled_after = row.disabled_at.unwrap().since(BEGIN);
+    assert!(disabled_after >= 5 * DAY && disabled_after < 6 * DAY, "{row:?}");
+    assert!(receiver.told().iter().all(|told| told.at <= disabled_after), "nothing is attempted after that");
+    assert_eq!(operator.told().len(), 1, "the notice");
+    assert_eq!(world.store.history(watch).await.unwrap().deliveries[0].state, DeliveryState::Held);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_receiver_that_is_gone_disables_its_hook_until_a_person_enables_it() {
+    let world = World::new().await;
+    let receiver = Receiver::new(&world, "cms", |told| match told.asset.as_str() {
+        "first" => Outcome::Gone { error: "410".into() },
+        _ => Outcome::Delivered,
+    });
+    let operator = Receiver::new(&world, "operator", |_| Outcome::Delivered);
+    let first = world.settle("first", &["cms"]).await;
+    let relay = Running::relay(&world.relay(&[&receiver, &operator]));
+    world.until(MINUTE).await;
+    let second = world.settle("second", &["cms"]).await;
+    world.until(HOUR).await;
+    let state = async |watch| world.store.history(watch).await.unwrap().deliveries[0].state;
+    assert_eq!((state(first).await, state(second).await), (DeliveryState::Dead, DeliveryState::Held));
+    assert_eq!((receiver.told().len(), operator.told().len()), (1, 1));
+    world.store.enable_hook("cms".into(), world.clock.now()).await.unwrap();
+    world.until(2 * HOUR).await;
+    relay.stop().await;
+    assert_eq!(state(second).await, DeliveryState::Delivered);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_retry_after_holds_over_a_restart() {
+    let world = World::new().await;
+    let receiver = Receiver::new(&world, "cms", |told| match told.at {
+        at if at < HOUR => failed(Some(HOUR)),
+        _ => Outcome::Delivered,
+    });
+    world.settle("first", &["cms"]).await;
+    let relay = Running::relay(&world.relay(&[&receiver]));
+    world.until(MINUTE).await;
+    relay.stop().await;
+    let again = World { store: world.another_store().await, ..world };
+    again.settle("second", &["cms"]).await;
+    let relay = Running::relay(&again.relay(&[&receiver]));
+    again.until(2 * HOUR).await;
+    relay.stop().await;
+    assert_eq!((receiver.seconds("first"), receiver.seconds("second")), (vec![0, 3_600], vec![3_600]));
+}
+
+/// Has deliveries of a hook look as if they had been attempted before.
+fn make_old(world: &World, hook: &str) {
+    world.foreign(&format!(
+        "INSERT INTO attempts (delivery_id, number, owner, started_at, finished_at, outcome)
+             SELECT id, 1, 'x', 0, 0, 'failed' FROM deliveries WHERE hook = '{hook}' AND attempts = 0;
+         UPDATE deliveries SET attempts = 1, failures = 1, due_at = due_at - 60000
+             WHERE hook = '{hook}' AND attempts = 0"
+    ));
+}
+
+#[tokio::test(start_paused = true)]
+async fn neither_first_attempts_nor_later_ones_starve() {
+    for concurrency in [1, 4] {
+        let world = World::new().await;
+        let slow = Receiver::new(&world, "cms", |_| Outcome::Delivered);
+        let receiver = Receiver { concurrency, latency: SECOND, ..slow };
+        for asset in names("old", 40) {
+            world.settle(&asset, &["cms"]).await;
+        }
+        make_old(&world, "cms");
+        for asset in names("new", 40) {
+            world.settle(&asset, &["cms"]).await;
+        }
+        let relay = Running::relay(&world.relay(&[&receiver]));
+        world.until(Duration::from_millis(10_500)).await;
+        relay.stop().await;
+        let told = receiver.told();
+        let old = told.iter().filter(|told| told.asset.starts_with("old")).count();
+        let few = told.len() / 4;
+        assert!(old >= few && told.len() - old >= few, "{concurrency}: {old} of {}", told.len());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn later_attempts_leave_a_slot_to_a_first_one() {
+    let world = World::new().await;
+    let receiver = Receiver::new(&world, "cms", |_| Outcome::Delivered);
+    let receiver = Receiver { latency: 20 * SECOND, ..receiver };
+    for asset in names("old", 40) {
+        world.settle(&asset, &["cms"]).await;
+    }
+    make_old(&world, "cms");
+    let relay = Running::relay(&world.relay(&[&receiver]));
+    world.until(SECOND).await;
+    assert_eq!(receiver.told().len(), 3, "of four slots one is kept");
+    let mine = World { store: world.another_store().await, ..world };
+    mine.settle("new", &["cms"]).await;
+    mine.until(5 * SECOND).await;
+    assert!(relay.turns() < 100, "{} turns", relay.turns());
+    relay.stop().await;
+    assert!(receiver.seconds("new")[0] <= 3, "{:?}", receiver.told());
+}
+
+#[tokio::test(start_paused = true)]
+async fn ten_thousand_deliveries_of_a_dead_hook_do_not_delay_another() {
+    let world = World::new().await;
+    let dead = Receiver { latency: 20 * SECOND, ..Receiver::new(&world, "dead", |_| failed(None)) };
+    let healthy = Receiver::new(&world, "healthy", |_| Outcome::Delivered);
+    world.settle("ast", &["dead"]).await;
+    world.foreign(
+        "WITH RECURSIVE number (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM number WHERE n < 10000)
+         INSERT INTO events (id, type, body, created_at)
+             SELECT 'evt_' || n, 'test', (SELECT body FROM events WHERE seq = 1), 0 FROM number;
+         INSERT INTO deliveries (event_seq, hook, due_at, created_at) SELECT seq, 'dead', 0, 0 FROM events WHERE seq > 1",
+    );
+    let relay = world.relay(&[&dead, &healthy]);
+    let wake = Wake::default();
+    let running = Running::start(relay, wake.clone());
+    for n in 0..5_u32 {
+        let at = 13 * SECOND * n + Duration::from_millis(500);
+        world.until(at).await;
+        world.settle(&format!("live_{n}"), &["healthy"]).await;
+        wake.wake();
+    }
+    world.until(2 * MINUTE).await;
+    running.stop().await;
+    for n in 0..5_u32 {
+        let asked = 13 * SECOND * n + Duration::from_millis(500);
+        let told = healthy.told().into_iter().find(|told| told.asset == format!("live_{n}")).unwrap();
+        assert!(told.at.saturating_sub(asked) < SECOND, "{told:?}, asked for at {asked:?}");
+    }
+    assert!(dead.told().len() < 20, "{} attempts at a dead hook", dead.told().len());
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_origin_of_callbacks_has_its_turn() {
+    let world = World::new().await;
+    let lanes: Vec<String> = (0..450).map(|n| format!("callback:https://{n:03}.example")).collect();
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let seen = Arc::clone(&told);
+    let mut relay = Arc::into_inner(world.relay(&[])).unwrap();
+    relay.perform = Arc::new(move |parcel| {
+        seen.lock().unwrap().push(parcel.delivery.hook);
+        Box::pin(async { Attempt::bare(Outcome::Gone { error: "410".into() }) })
+    });
+    world.settle("a", &lanes.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    let relay = Running::relay(&Arc::new(relay));
+    world.until(5 * SECOND).await;
+    let turns = relay.turns();
+    world.until(DAY).await;
+    assert!(relay.turns() - turns < 2_000, "a quiet day is quiet");
+    relay.stop().await;
+    let mut told = told.lock().unwrap().clone();
+    told.sort();
+    assert_eq!(told, lanes, "each once: only that delivery is dead");
+    assert!(world.store.hook_rows().await.unwrap().is_empty(), "no lane of callbacks is ever disabled");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hook_may_have_a_rate() {
+    let world = World::new().await;
+    let receiver = Receiver { rate: Some(2.0), ..Receiver::new(&world, "cms", |_| Outcome::Delivered) };
+    for asset in names("ast", 30) {
+        world.settle(&asset, &["cms"]).await;
+    }
+    let relay = Running::relay(&world.relay(&[&receiver]));
+    world.until(MINUTE).await;
+    relay.stop().await;
+    let told: Vec<Duration> = receiver.told().iter().map(|told| told.at).collect();
+    assert_eq!(told.len(), 30);
+    assert!(told[29] >= 13 * SECOND && told[29] <= 15 * SECOND, "{told:?}");
+    assert!(fullest_second(&told) <= 4, "{told:?}");
 }
