@@ -149,8 +149,10 @@ async fn behind_an_open_breaker_the_rest_waits_and_burns_no_attempts() {
     let relay = Running::relay(&world.relay(&[&receiver]));
     world.until(99 * SECOND).await;
     let seconds: Vec<_> = receiver.told().iter().map(|told| told.at.as_secs()).collect();
-    assert_eq!(seconds[8..], [5, 15, 35, 75], "four slots twice, and then one probe at a time");
-    assert_eq!(seconds[..8], [0; 8]);
+    let (at_once, probes) = seconds.split_at(seconds.iter().filter(|second| **second == 0).count());
+    // A slot that is free before the fifth failure is written may be used once more.
+    assert!((5..=8).contains(&at_once.len()), "{seconds:?}");
+    assert_eq!(probes, [5, 15, 35, 75], "one at a time");
     world.until(3 * MINUTE).await;
     relay.stop().await;
     let told = receiver.told();
