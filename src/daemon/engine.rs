@@ -282,7 +282,7 @@ fn read_key(source: &KeySource) -> Result<config::Secret, KeyError> {
 
 fn lane(hook: &config::Hook) -> (String, HookLane) {
     let timeout = hook.timeout + kill_after(hook);
-    let lane = HookLane { timeout, concurrency: hook.concurrency, schedule: hook.schedule.clone(), rate: None };
+    let lane = HookLane { timeout, concurrency: hook.concurrency, schedule: hook.schedule.clone(), rate: hook.rate };
     (hook.subscription.hook.clone(), lane)
 }
 
