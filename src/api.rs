@@ -131,10 +131,10 @@ async fn observe(asset_id: &str, mut response: Response, now: Timestamp) -> Poll
 
 /// What a body says of who has written it.
 fn contact(body: &[u8]) -> Contact {
-    match serde_json::from_slice::<&RawValue>(body) {
-        Ok(_) => Contact::Api,
-        Err(_) if body.is_empty() => Contact::Silent,
-        Err(_) => Contact::Stranger,
+    match serde_json::from_slice::<&RawValue>(body).map(object) {
+        Ok(Some(answer)) if answer.contains_key("data") || answer.contains_key("err") => Contact::Api,
+        Err(_) if !body.is_empty() => Contact::Stranger,
+        Ok(_) | Err(_) => Contact::Silent,
     }
 }
 
@@ -156,7 +156,13 @@ async fn refusal(response: &mut Response, now: Timestamp) -> (Observation, Conta
         400..=499 => Observation::Rejected { error },
         _ => Observation::Unavailable { error },
     };
-    (observation, if status.is_redirection() { Contact::Elsewhere } else { contact })
+    let contact = match contact {
+        _ if status.is_redirection() => Contact::Elsewhere,
+        // A gateway in front of the API says that in its own words.
+        Contact::Stranger if status.is_server_error() => Contact::Silent,
+        contact => contact,
+    };
+    (observation, contact)
 }
 
 /// Reads a body up to a limit; reqwest has none.

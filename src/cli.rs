@@ -21,7 +21,7 @@ pub use check::check;
 pub use deliveries::DeliveriesCommand;
 pub use hooks::{HooksCommand, test_hook};
 pub use listen::listen;
-pub use output::{Output, complain, exit, show_config};
+pub use output::{Output, complain, exit, plain, show_config};
 pub use progress::{Progress, Screen};
 pub use verbs::{perform, print_waited, watches_for};
 

@@ -157,6 +157,13 @@ impl Control {
         self.store.watches(filter).await
     }
 
+    /// How the configured accounts stand that are not as they should be: name and sentence.
+    pub async fn account_standings(&self) -> Result<Vec<(String, String)>, StoreError> {
+        let (rows, now) = (self.store.accounts().await?, self.clock.now());
+        let configured = rows.into_iter().filter(|row| self.accounts.contains(&row.name));
+        Ok(configured.filter_map(|row| account_standing(&row, now).map(|standing| (row.name, standing))).collect())
+    }
+
     /// The accounts for which watches wait and which the configuration does not name: nothing polls for them.
     pub async fn unnamed_accounts(&self) -> Result<Vec<String>, StoreError> {
         let waiting = self.store.waiting_accounts().await?;

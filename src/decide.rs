@@ -89,7 +89,7 @@ pub enum Contact {
     Unanswered,
     /// Something answered, and not as an API would: it has a body that is not JSON.
     Stranger,
-    /// Something answered, with nothing in it.
+    /// Something answered, with nothing in it that tells what it is.
     Silent,
     /// Something answered that it is somewhere else.
     Elsewhere,
@@ -140,15 +140,18 @@ pub struct Moment {
     pub lost_ms: i64,
     /// Whether the account answers for other assets.
     pub others_answered: bool,
-    /// Whether the account's breaker is open: then a failure is the account's, and none of the asset.
-    pub broken: bool,
+    /// What the wall clock was set back by, in milliseconds; see [`crate::pace::Pace::set_back_ms`].
+    pub set_back_ms: i64,
+    /// Whether the account is closed: then a failure is the account's, and none of the asset.
+    pub closed: bool,
 }
 
 impl Moment {
     /// What the clock says has passed, less what was lost meanwhile: also right when the clock was set, in any direction.
     fn since(&self, first: Since) -> Duration {
         let elapsed = self.now.as_millis().saturating_sub(first.at.as_millis());
-        let lost = self.lost_ms.saturating_sub(first.base);
+        // A base that lies further ahead is another process's, whose account was closed while ours was not.
+        let lost = self.lost_ms.saturating_sub(first.base).max(self.set_back_ms);
         u64::try_from(elapsed.saturating_sub(lost)).map(Duration::from_millis).unwrap_or_default()
     }
 }
@@ -191,7 +194,7 @@ pub fn sign(observation: &Observation, others_answered: bool) -> Sign {
         Observation::Throttled { wait, .. } => Sign::Throttled(*wait),
         Observation::Unauthorized { .. } => Sign::Unauthorized,
         Observation::Forbidden { .. } if others_answered => Sign::Forbidden,
-        Observation::Forbidden { .. } => Sign::Unauthorized,
+        Observation::Forbidden { .. } => Sign::Doubtful,
         Observation::Unpaid { .. } => Sign::Unpaid,
         Observation::Unusable { .. } | Observation::Missing { .. } | Observation::Rejected { .. } => Sign::Neutral,
         Observation::Unaskable { .. } => Sign::Unasked,
@@ -216,12 +219,16 @@ pub fn after_poll(watch: &Watch, observation: Observation, rules: &Rules, moment
         Observation::Throttled { error, .. } => {
             Decision::Untouched { due_at: moment.now + rules.backoff.delay(streaks.waiting, moment.roll), error }
         }
-        Observation::Unavailable { error } if moment.broken => overdue(error),
+        Observation::Unavailable { error } if moment.closed => overdue(error),
         Observation::Unusable { error } | Observation::Unavailable { error } => failed(error),
         Observation::Untrusted { error } | Observation::Unauthorized { error } | Observation::Unpaid { error } => {
             overdue(error)
         }
-        Observation::Forbidden { error } if !moment.others_answered => overdue(error),
+        Observation::Forbidden { error } if moment.closed => overdue(error),
+        // Not told apart yet whether it is the asset's or the key's; others are answered before it is asked for again.
+        Observation::Forbidden { error } if !moment.others_answered => {
+            Decision::Untouched { due_at: moment.now + rules.backoff.delay(u32::MAX, moment.roll), error }
+        }
         Observation::Forbidden { error } | Observation::Rejected { error } => rejected(watch, error, rules, moment),
         Observation::Missing { error } => missing(watch, error, rules, moment),
         Observation::Unaskable { error } => {
@@ -316,7 +323,7 @@ pub fn apply(watch: &Watch, decision: Decision, lost_ms: i64, now: Timestamp) ->
     let mut after = watch.clone();
     after.lease_owner = None;
     after.lease_until = None;
-    after.polls += 1;
+    after.polls = after.polls.saturating_add(1);
     after.first_polled_at.get_or_insert(now);
     after.last_polled_at = Some(now);
     after.lost_base.get_or_insert(lost_ms);

@@ -6,16 +6,18 @@
 
 mod bucket;
 mod learned;
+mod lost;
 mod quota;
 
 use std::time::Duration;
 
-use crate::clock::{Drift, Tick, Timestamp};
+use crate::clock::{Tick, Timestamp};
 
 pub use bucket::Bucket;
 pub use quota::Quota;
 
 use learned::Learned;
+use lost::Lost;
 use quota::Allowance;
 
 /// How long a throttle without a Retry-After closes the account.
@@ -71,6 +73,8 @@ pub enum Sign {
     Unasked,
     /// 403 for this asset alone: others were answered since the last one.
     Forbidden,
+    /// 403, and nobody was answered since the last one: the asset's or the key's.
+    Doubtful,
     /// The key was refused.
     Unauthorized,
     /// The account has to be paid.
@@ -99,6 +103,11 @@ impl Closure {
             Self::Untrusted => "untrusted",
             Self::Broken => "broken",
         }
+    }
+
+    /// The closure that `word` names.
+    pub fn parse(word: &str) -> Option<Self> {
+        [Self::Unauthorized, Self::Unpaid, Self::Untrusted, Self::Broken].into_iter().find(|why| why.as_str() == word)
     }
 
     /// Whether a person has to do something about it; a broken API is somebody else's to mend.
@@ -132,8 +141,9 @@ pub enum Turn {
 pub enum Room {
     /// So many polls now; 0 when all that are allowed are in flight.
     Open(u32),
-    /// One poll, to see whether the account works again; of another asset than this one, if there is one.
-    Probe { avoid: Option<i64> },
+    /// One poll, to see whether the account works again: of `prefer` if that is due, which was answered before, and else
+    /// of another one than `avoid`, if there is one.
+    Probe { avoid: Option<i64>, prefer: Option<i64> },
     /// None before this tick.
     Closed(Tick),
 }
@@ -142,6 +152,8 @@ pub enum Room {
 struct Shut {
     why: Closure,
     since: Tick,
+    /// For how long it had been closed when this process took it over.
+    before: Duration,
     probes: usize,
     next_probe: Tick,
 }
@@ -149,8 +161,8 @@ struct Shut {
 /// How an account stands, for those who look from outside.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Standing {
-    /// Why and since when it is closed, and when it is tried again.
-    pub closed: Option<(Closure, Tick, Tick)>,
+    /// Why and for how long it has been closed, and when it is tried again.
+    pub closed: Option<(Closure, Duration, Tick)>,
     /// The learned rate, where it is below the configured one.
     pub rate: Option<f64>,
     /// The API asked to be left alone until then.
@@ -168,43 +180,78 @@ pub struct Pace {
     allowance: Allowance,
     in_flight: u32,
     not_before: Tick,
-    strained: u32,
-    strained_asset: Option<i64>,
-    several_strained: bool,
+    strained: Streak,
+    doubted: Streak,
     shut: Option<Shut>,
     probing: bool,
     last_probed: Option<i64>,
+    /// Who was answered last, since the account was closed or an asset was forbidden.
     last_answered: Option<i64>,
-    lost_ms: i64,
-    drift: Drift,
+    /// Who was answered last of all.
+    last_good: Option<i64>,
+    lost: Lost,
+}
+
+/// Polls in a row of which each said the same.
+#[derive(Clone, Copy, Debug, Default)]
+struct Streak {
+    length: u32,
+    first: Option<i64>,
+    /// Whether they were of several assets.
+    several: bool,
+}
+
+impl Streak {
+    /// Whether it is long enough to blame the account. One asset may be to blame itself, unless it is the only one.
+    fn note(&mut self, watch: i64, alone: bool) -> bool {
+        self.length = self.length.saturating_add(1);
+        self.several |= *self.first.get_or_insert(watch) != watch;
+        self.length >= BREAK_AFTER && (self.several || alone)
+    }
+}
+
+/// What an earlier process has found out of an account.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Known {
+    /// The learned rate, in requests a second.
+    pub rate: Option<f64>,
+    /// The API asked to be left alone until then.
+    pub held_until: Tick,
+    /// See [`Pace::lost_ms`].
+    pub lost_ms: i64,
+    /// Why and for how long it has been closed.
+    pub closed: Option<(Closure, Duration)>,
 }
 
 impl Pace {
     /// An open account with nothing behind it.
     pub fn new(limits: Limits) -> Self {
-        Self::resumed(limits, None, Tick::ZERO, 0)
+        Self::resumed(limits, &Known::default(), Tick::ZERO)
     }
 
-    /// An open account that goes on with what was learned of it before: its rate, until when it asked to be left alone,
-    /// and its lost time in milliseconds.
-    pub fn resumed(limits: Limits, rate: Option<f64>, held_until: Tick, lost_ms: i64) -> Self {
-        Self {
+    /// An account that goes on at `now` with what was known of it. One that was closed is tried at once, with one probe.
+    pub fn resumed(limits: Limits, known: &Known, now: Tick) -> Self {
+        let shut = |(why, before)| Shut { why, since: now, before, probes: 0, next_probe: Tick::ZERO };
+        let mut pace = Self {
             limits,
-            learned: Learned::new(limits.rate, rate),
+            learned: Learned::new(limits.rate, known.rate),
             bucket: Bucket::new(limits.rate),
             allowance: Allowance::default(),
             in_flight: 0,
-            not_before: held_until,
-            strained: 0,
-            strained_asset: None,
-            several_strained: false,
-            shut: None,
+            not_before: known.held_until,
+            strained: Streak::default(),
+            doubted: Streak::default(),
+            shut: known.closed.map(shut),
             probing: false,
             last_probed: None,
             last_answered: None,
-            lost_ms,
-            drift: Drift::default(),
+            last_good: None,
+            lost: Lost::new(known.lost_ms),
+        };
+        if pace.shut.is_some() || pace.not_before > now {
+            pace.lost.begin(now, None);
         }
+        pace
     }
 
     /// Takes over changed limits; what was learned stays, as far as it fits.
@@ -226,7 +273,10 @@ impl Pace {
             return match (self.probing, now < opens) {
                 (true, _) => Room::Open(0),
                 (false, true) => Room::Closed(opens),
-                (false, false) => Room::Probe { avoid: self.last_probed },
+                (false, false) => {
+                    let (avoid, good) = (self.last_probed, self.last_good);
+                    Room::Probe { avoid, prefer: good.filter(|good| avoid != Some(*good)) }
+                }
             };
         }
         if now < opens {
@@ -258,6 +308,9 @@ impl Pace {
     /// Notes what an answer said of the API's quota. It is heard of before the poll has [`Pace::ended`].
     pub fn heard(&mut self, quota: &Quota, now: Tick) {
         self.allowance.hear(quota, self.in_flight.saturating_sub(1), now);
+        if let Some(until) = self.allowance.closed_until(now) {
+            self.hold(until, now);
+        }
     }
 
     /// Notes what a poll of `watch` said about the account.
@@ -265,14 +318,21 @@ impl Pace {
     /// `alone`: no other watch of this account waits. Then one asset is enough to open the breaker.
     pub fn ended(&mut self, watch: i64, sign: Sign, alone: bool, now: Tick) -> Option<Turn> {
         self.in_flight = self.in_flight.saturating_sub(1);
-        self.note_strain(watch, sign);
+        if sign != Sign::Strained {
+            self.strained = Streak::default();
+        }
         match sign {
             Sign::Healthy => {
-                self.last_answered = Some(watch);
+                (self.last_answered, self.last_good) = (Some(watch), Some(watch));
+                self.doubted = Streak::default();
                 self.learned.grow(now);
-                self.open(now)
+                self.open(watch, now)
             }
-            Sign::Neutral => self.open(now),
+            Sign::Neutral => {
+                self.doubted = Streak::default();
+                self.learned.grow(now);
+                self.open(watch, now)
+            }
             Sign::Unasked => {
                 self.probing &= !self.is_probe(watch);
                 None
@@ -281,12 +341,16 @@ impl Pace {
                 // The next 403 counts against its asset only if somebody was answered in between: with a key that has
                 // been revoked nobody is, and then the account pauses instead of abandoning all its watches.
                 self.last_answered = None;
-                self.open(now)
+                self.open(watch, now)
+            }
+            Sign::Doubtful => {
+                let enough = self.doubted.note(watch, alone) || alone;
+                if enough || self.shut.is_some() { self.close(Closure::Unauthorized, watch, now) } else { None }
             }
             Sign::Throttled(wait) => {
                 let slowed = self.throttle(wait, now);
                 match self.closure() {
-                    Some(Closure::Broken | Closure::Untrusted) => self.open(now),
+                    Some(Closure::Broken | Closure::Untrusted) => self.open(watch, now),
                     // Some servers throttle before they look at the key.
                     Some(Closure::Unauthorized | Closure::Unpaid) => self.probe_later(watch, now),
                     None => slowed,
@@ -297,7 +361,7 @@ impl Pace {
             Sign::Unpaid => self.close(Closure::Unpaid, watch, now),
             Sign::Strained if self.shut.is_some() => self.probe_later(watch, now),
             Sign::Strained => {
-                let enough = self.strained >= BREAK_AFTER && (self.several_strained || alone);
+                let enough = self.strained.note(watch, alone);
                 enough.then(|| self.close(Closure::Broken, watch, now)).flatten()
             }
         }
@@ -308,6 +372,9 @@ impl Pace {
         if let Some(shut) = &mut self.shut {
             shut.probes = 0;
             shut.next_probe = Tick::ZERO;
+            // One that is under way was asked with the old key, and says nothing of the new one.
+            self.probing = false;
+            self.last_probed = None;
         }
     }
 
@@ -318,11 +385,12 @@ impl Pace {
 
     /// How the account stands.
     pub fn standing(&self, now: Tick) -> Standing {
+        let closed = self.shut.as_ref();
         Standing {
-            closed: self.shut.as_ref().map(|shut| (shut.why, shut.since, shut.next_probe)),
+            closed: closed.map(|shut| (shut.why, shut.before + now.saturating_sub(shut.since), shut.next_probe)),
             rate: self.learned.found(),
             held_until: (self.not_before > now).then_some(self.not_before),
-            lost_ms: self.lost_ms,
+            lost_ms: closed.map_or_else(|| self.lost_ms(now), |shut| self.lost.at(shut.since)),
         }
     }
 
@@ -331,18 +399,33 @@ impl Pace {
         self.last_answered.is_some_and(|answered| answered != watch)
     }
 
-    /// The time that was not the assets', in milliseconds: how long the account was closed, and by how much the wall
-    /// clock ran ahead of the monotonic one; negative when it was set back. Only differences have a meaning.
+    /// The time that was not the assets', in milliseconds: how long the account was closed or held, and by how much the wall
+    /// clock ran ahead of the monotonic one; less what it was set back by. Only differences have a meaning.
     pub fn lost_ms(&self, now: Tick) -> i64 {
-        self.lost_ms.saturating_add(self.shut.as_ref().map_or(0, |shut| millis(now.saturating_sub(shut.since))))
+        self.lost.at(self.asked_again().map_or(now, |again| again.min(now)))
+    }
+
+    /// What the wall clock was set back by since this process looks at it, in milliseconds; not positive.
+    pub fn set_back_ms(&self) -> i64 {
+        self.lost.set_back_ms()
     }
 
     /// Compares the clocks, and says whether the wall clock was set or the machine slept: nothing of that was an asset's
     /// time.
     pub fn keep_time(&mut self, wall: Timestamp, now: Tick) -> bool {
-        let jump = self.drift.jump(wall, now);
-        self.lost_ms = self.lost_ms.saturating_add(jump);
-        jump != 0
+        self.lost.keep_time(wall, now)
+    }
+
+    /// When an account that is held is asked again; not known while it is closed.
+    fn asked_again(&self) -> Option<Tick> {
+        self.shut.is_none().then_some(self.not_before)
+    }
+
+    fn hold(&mut self, until: Tick, now: Tick) {
+        if until > now {
+            self.lost.begin(now, self.asked_again());
+        }
+        self.not_before = self.not_before.max(until);
     }
 
     /// The rate in force at `now`, in requests a second.
@@ -357,20 +440,9 @@ impl Pace {
         self.bucket.at(self.rate(now), burst, now)
     }
 
-    fn note_strain(&mut self, watch: i64, sign: Sign) {
-        if sign != Sign::Strained {
-            self.strained = 0;
-            self.strained_asset = None;
-            self.several_strained = false;
-            return;
-        }
-        self.strained = self.strained.saturating_add(1);
-        self.several_strained |= *self.strained_asset.get_or_insert(watch) != watch;
-    }
-
     fn throttle(&mut self, wait: Option<Duration>, now: Tick) -> Option<Turn> {
         let wait = wait.map_or(BARE_THROTTLE, |wait| wait.min(LONGEST_RETRY_AFTER));
-        self.not_before = self.not_before.max(now + wait);
+        self.hold(now + wait, now);
         let unhindered = !self.learned.is_limited();
         self.learned.cut(now);
         self.bucket = self.bucket(now);
@@ -393,7 +465,9 @@ impl Pace {
                 self.probing = false;
                 // It was asked for just now, so the first probe is of another one.
                 self.last_probed = Some(watch);
-                self.shut = Some(Shut { why, since: now, probes: 1, next_probe: now + why.probes()[0] });
+                self.lost.begin(now, self.asked_again());
+                let next_probe = now + why.probes()[0];
+                self.shut = Some(Shut { why, since: now, before: Duration::ZERO, probes: 1, next_probe });
                 Some(Turn::Closed(why))
             }
         }
@@ -418,23 +492,25 @@ impl Pace {
         self.probing && self.last_probed == Some(watch)
     }
 
-    fn open(&mut self, now: Tick) -> Option<Turn> {
+    /// A pause is ended by its probe only: what was in flight when it began was asked before, and a broken API by anybody.
+    fn open(&mut self, watch: i64, now: Tick) -> Option<Turn> {
+        if self.closure().is_some_and(Closure::is_pause) && !self.is_probe(watch) {
+            return None;
+        }
         self.probing = false;
         let shut = self.shut.take()?;
-        let lost = now.saturating_sub(shut.since);
-        self.lost_ms = self.lost_ms.saturating_add(millis(lost));
+        self.doubted = Streak::default();
+        if self.not_before <= now {
+            self.lost.end(now);
+        }
         if shut.why == Closure::Broken {
             self.learned.start_slowly();
         }
         // Nothing was asked for a while, and now everything is due: what was saved meanwhile is not used at once.
         self.bucket = self.bucket(now);
         self.bucket.drain(now);
-        Some(Turn::Opened { after: shut.why, lost })
+        Some(Turn::Opened { after: shut.why, lost: shut.before + now.saturating_sub(shut.since) })
     }
-}
-
-fn millis(duration: Duration) -> i64 {
-    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]

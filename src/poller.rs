@@ -98,8 +98,8 @@ impl InFlight<'_> {
         pace.heard(&polled.quota, tick);
         let others_answered = pace.answered_another(self.watch);
         let turn = pace.ended(self.watch, decide::sign(&polled.observation, others_answered), alone, tick);
-        let broken = pace.closure() == Some(Closure::Broken);
-        Ended { moment: Moment { now, roll, lost_ms: pace.lost_ms(tick), others_answered, broken }, turn }
+        let (lost_ms, set_back_ms, closed) = (pace.lost_ms(tick), pace.set_back_ms(), pace.closure().is_some());
+        Ended { moment: Moment { now, roll, lost_ms, set_back_ms, others_answered, closed }, turn }
     }
 }
 
@@ -177,18 +177,19 @@ impl Work for Poller {
 
 impl Poller {
     fn gate_of(&self, account: &Account) -> Gate {
-        let lane = |room, avoid| Lane {
+        let lane = |room, avoid, prefer| Lane {
             name: account.name.clone(),
             room,
             avoid,
+            prefer,
             lease: account.timeout + MARGIN,
             again: 0,
             again_first: false,
         };
         match account.pace().room(self.clock.tick()) {
             Room::Open(0) => Gate::Full,
-            Room::Open(room) => Gate::Open(lane(room, None)),
-            Room::Probe { avoid } => Gate::Open(lane(1, avoid)),
+            Room::Open(room) => Gate::Open(lane(room, None, None)),
+            Room::Probe { avoid, prefer } => Gate::Open(lane(1, avoid, prefer)),
             Room::Closed(until) => Gate::Closed(until),
         }
     }
@@ -265,7 +266,14 @@ impl Poller {
     /// Writes down how the account stands, if that has changed, for those who look from outside and for the next start.
     async fn note(&self, account: &Account, turn: Option<Turn>, said: &str) {
         let name = account.name.as_str();
-        let row = self.account_row(account, said);
+        let (row, said) = {
+            let noted = account.noted.lock().unwrap_or_else(PoisonError::into_inner);
+            // Why it was closed, and not what any later poll said.
+            let kept = noted.last_error.clone().filter(|_| !matches!(turn, Some(Turn::Closed(_))));
+            let said = kept.unwrap_or_else(|| said.to_owned());
+            (self.account_row(account, &said), said)
+        };
+        let said = said.as_str();
         let changed = {
             let mut noted = account.noted.lock().unwrap_or_else(PoisonError::into_inner);
             let changed = differs(&noted, &row);
@@ -332,8 +340,8 @@ impl Poller {
     fn account_row(&self, account: &Account, said: &str) -> AccountRow {
         let (now, tick) = (self.clock.now(), self.clock.tick());
         let standing = account.pace().standing(tick);
-        let (closure, since, probe) = standing.closed.map_or((None, None, None), |(why, since, probe)| {
-            let since = Timestamp::from_millis(now.as_millis().saturating_sub(millis(tick.saturating_sub(since))));
+        let (closure, since, probe) = standing.closed.map_or((None, None, None), |(why, lasts, probe)| {
+            let since = Timestamp::from_millis(now.as_millis().saturating_sub(millis(lasts)));
             (Some(why), Some(since), Some(now + probe.saturating_sub(tick)))
         });
         AccountRow {

@@ -162,6 +162,7 @@ impl Work for Relay {
                     name: lane.into(),
                     room: free.min(tokens),
                     avoid: None,
+                    prefer: None,
                     lease: hook.timeout + MARGIN,
                     again,
                     again_first: !slot.again_latest,

@@ -67,6 +67,8 @@ pub struct Lane {
     pub room: u32,
     /// Not this row, unless it is the only one.
     pub avoid: Option<i64>,
+    /// This watch and no other, if it is due.
+    pub prefer: Option<i64>,
     /// How long a lease lasts.
     pub lease: Duration,
     /// Of deliveries, at most so many that were attempted before.

@@ -5,12 +5,12 @@ use sd_notify::NotifyState;
 
 /// The service works; `status` says how, in plain words.
 pub fn ready(status: &str) {
-    tell(&[NotifyState::Ready, NotifyState::Status(status)]);
+    tell(&[NotifyState::Ready, NotifyState::Status(&one_line(status))]);
 }
 
 /// How the service stands, in plain words.
 pub fn status(status: &str) {
-    tell(&[NotifyState::Status(status)]);
+    tell(&[NotifyState::Status(&one_line(status))]);
 }
 
 /// The configuration is being read again; [`ready`] ends it.
@@ -23,6 +23,11 @@ pub fn reloading() {
 /// The service stops.
 pub fn stopping() {
     tell(&[NotifyState::Stopping, NotifyState::Status("stopping: what is in flight may end")]);
+}
+
+/// A line break would begin another assignment of the protocol, and what an API or another program says may hold one.
+fn one_line(status: &str) -> String {
+    status.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 fn tell(state: &[NotifyState<'_>]) {

@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::output::{Output, exit, plain, unheard};
 use crate::clock::Clock;
 use crate::config::{self, Callbacks, Hook, Settings, Target, Webhook};
-use crate::control::{self, Control};
+use crate::control::Control;
 use crate::hook::Hooks;
 use crate::store::{Store, StoreError};
 
@@ -91,7 +91,8 @@ async fn database(settings: &Settings) -> Vec<Line> {
         Ok(store) => store,
         Err(error) => return vec![line("database", Finding::Bad, error.to_string())],
     };
-    let control = Control { store, clock: Clock::system(), hooks: Vec::new(), accounts: Vec::new() };
+    let accounts = settings.accounts.iter().map(|account| account.name.clone()).collect();
+    let control = Control { store, clock: Clock::system(), hooks: Vec::new(), accounts };
     let unusable = |error: StoreError| line("database", Finding::Bad, error.to_string());
     let mut lines = match written(&control).await {
         Ok(waiting) => {
@@ -108,11 +109,8 @@ async fn database(settings: &Settings) -> Vec<Line> {
         Err(error) => unusable(error),
     });
     // What a daemon has found out; the request below may find that it is over.
-    let now = control.clock.now();
-    for row in control.store.accounts().await.unwrap_or_default() {
-        if let Some(says) = control::account_standing(&row, now) {
-            lines.push(line(&format!("account {}", row.name), Finding::Note, says));
-        }
+    for (name, says) in control.account_standings().await.unwrap_or_default() {
+        lines.push(line(&format!("account {name}"), Finding::Note, says));
     }
     for name in control.store.waiting_accounts().await.unwrap_or_default() {
         if !settings.accounts.iter().any(|account| account.name == name) {

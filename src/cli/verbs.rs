@@ -7,7 +7,7 @@ use super::output::{Output, complain, exit, plain, span, summary, unheard, word}
 use super::{Add, Cancel, Command, Events, List, WaitOutput};
 use super::{batches, deliveries, hooks, show};
 use crate::clock::Timestamp;
-use crate::control::{AddOptions, AddOutcome, AddResult, Cancelled, Control, account_standing};
+use crate::control::{AddOptions, AddOutcome, AddResult, Cancelled, Control};
 use crate::event::{Batch, Gist};
 use crate::store::{EventRow, Filter};
 use crate::watch::{State, Watch};
@@ -157,10 +157,8 @@ async fn list(args: List, control: &Control, output: Output) -> anyhow::Result<u
     if more && args.limit.is_none() {
         output.say(&format!("The newest {SCREENFUL}; `--limit N` shows more."));
     }
-    for account in control.store.accounts().await? {
-        if let Some(standing) = account_standing(&account, control.clock.now()) {
-            output.say(&format!("Account {}: {}.", plain(&account.name), plain(&standing)));
-        }
+    for (name, standing) in control.account_standings().await? {
+        output.say(&format!("Account {}: {}.", plain(&name), plain(&standing)));
     }
     for name in control.unnamed_accounts().await? {
         output

@@ -12,7 +12,7 @@ use sfv::{BareItem, Dictionary, List, ListEntry, Parameters, Parser};
 
 use super::date;
 use crate::clock::Timestamp;
-use crate::pace::Quota;
+use crate::pace::{LONGEST_RETRY_AFTER, Quota};
 
 /// A reset that is larger is an instant (Unix time), not a number of seconds: this many seconds are 31 years.
 const INSTANT: f64 = 1e9;
@@ -23,8 +23,7 @@ const INSTANT_MS: f64 = 1e12;
 pub fn quota(headers: &HeaderMap, now: Timestamp) -> Quota {
     let policies = policies(headers);
     // The strictest of several policies is the one that matters.
-    let rate =
-        policies.iter().filter_map(|policy| Some(policy.quota? as f64 / policy.window?.as_secs_f64())).reduce(f64::min);
+    let rate = policies.iter().filter_map(Policy::rate).reduce(f64::min);
     let left = service_limits(headers, &policies)
         .or_else(|| as_dictionary(headers))
         .or_else(|| separate(headers, ["ratelimit-remaining", "ratelimit-reset"], now))
@@ -37,6 +36,14 @@ struct Policy {
     name: String,
     quota: Option<u64>,
     window: Option<Duration>,
+}
+
+impl Policy {
+    /// Over a longer window than an hour it says little of a second, and would forbid what is allowed.
+    fn rate(&self) -> Option<f64> {
+        let window = self.window.filter(|window| *window <= LONGEST_RETRY_AFTER)?;
+        Some(self.quota? as f64 / window.as_secs_f64())
+    }
 }
 
 /// `RateLimit-Policy: "burst";q=100;w=60, "day";q=5000;w=86400`.
@@ -197,7 +204,8 @@ mod tests {
     fn a_policy_is_a_rate_in_the_long_run() {
         let rate = |policy| heard(&[("ratelimit-policy", policy)]).rate;
         assert_eq!(rate(r#""p";q=100;w=50"#), Some(2.0));
-        assert_eq!(rate(r#""burst";q=100;w=10, "day";q=86400;w=86400"#), Some(1.0), "the strictest");
+        assert_eq!(rate(r#""burst";q=100;w=10, "hour";q=3600;w=3600"#), Some(1.0), "the strictest");
+        assert_eq!(rate(r#""day";q=5000;w=86400"#), None, "that is no pace");
     }
 
     proptest::proptest! {

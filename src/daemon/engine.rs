@@ -12,17 +12,17 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::api::{Api, ApiError};
-use crate::clock::{Clock, Dice, Timestamp};
+use crate::clock::{Clock, Dice, Tick, Timestamp};
 use crate::config::{self, KeyError, KeySource, Settings, Target};
 use crate::control::{Control, hostname};
 use crate::decide;
 use crate::event::base32;
 use crate::hook::{self, HookError, Hooks};
-use crate::pace::{LONGEST_RETRY_AFTER, Pace};
+use crate::pace::{Closure, Known, LONGEST_RETRY_AFTER, Pace};
 use crate::poller::{Account, Poller};
 use crate::pump::{self, Live, Phase, Stop, Wake};
 use crate::relay::{HookLane, Perform, Relay, Slots};
-use crate::store::{AccountRow, Store, StoreError};
+use crate::store::{AccountRow, StoreError};
 
 /// How long work may take to end after it was told to hurry: a command's own `kill_after`, and this.
 const HURRY: Duration = Duration::from_secs(1);
@@ -120,6 +120,8 @@ impl Engine {
             live: Live::default(),
         };
         let wakes = [polling.clone(), telling.clone()];
+        // Nothing can fail any more; and two pollers of one account would claim more than there is room for.
+        before.into_iter().for_each(Self::drain);
         let mut pumps = JoinSet::new();
         pumps.spawn(pump::run(Arc::new(poller), polling, stop.clone()));
         pumps.spawn(pump::run(Arc::new(relay), telling, stop));
@@ -197,56 +199,57 @@ fn owner() -> Result<String, StoreError> {
     Ok(format!("{}-{}-{}", hostname(), std::process::id(), base32(&bytes)))
 }
 
+/// Sets up every account before it changes any: those of the engine before go on as they are if one cannot be.
 async fn accounts(
     control: &Control,
     settings: &Settings,
     before: Option<&Engine>,
 ) -> Result<BTreeMap<String, Account>, EngineError> {
-    let known = control.store.accounts().await?;
+    let (now, tick) = (control.clock.now(), control.clock.tick());
+    let rows = control.store.accounts().await?;
     let mut accounts = BTreeMap::new();
     for account in &settings.accounts {
-        let row = known.iter().find(|row| row.name == account.name);
-        let kept = before.and_then(|engine| engine.paces.get(&account.name));
-        let pace = kept.cloned().unwrap_or_else(|| Arc::new(Mutex::new(resumed(account, row, &control.clock))));
-        {
-            let mut pace = pace.lock().unwrap_or_else(PoisonError::into_inner);
+        let row = rows.iter().find(|row| row.name == account.name).cloned();
+        let row = row.unwrap_or_else(|| AccountRow { name: account.name.clone(), ..AccountRow::default() });
+        let kept = before.and_then(|engine| engine.paces.get(&account.name)).cloned();
+        let resumed = || Arc::new(Mutex::new(Pace::resumed(account.limits, &known(&row, now, tick), tick)));
+        let pace = kept.unwrap_or_else(resumed);
+        accounts.insert(account.name.clone(), set_up(account, pace, row, control.clock.clone())?);
+    }
+    for account in accounts.values() {
+        // It is tried now: what an earlier process planned is over.
+        let planned = {
+            let mut noted = account.noted.lock().unwrap_or_else(PoisonError::into_inner);
+            noted.next_probe_at = noted.next_probe_at.map(|_| now);
+            noted.clone()
+        };
+        if planned.closure.is_some() {
+            control.store.note_account(planned, Vec::new()).await?;
+        }
+    }
+    for account in &settings.accounts {
+        if let Some(set_up) = accounts.get(&account.name) {
+            let mut pace = set_up.pace.lock().unwrap_or_else(PoisonError::into_inner);
             pace.set_limits(account.limits);
             // A start or a reload is a person's word that it is worth a try.
             pace.probe_now();
         }
-        if kept.is_none() {
-            open_account(&control.store, row, control.clock.now()).await?;
-        }
-        let noted = AccountRow { name: account.name.clone(), ..AccountRow::default() };
-        accounts.insert(account.name.clone(), set_up(account, pace, noted, control.clock.clone())?);
     }
     Ok(accounts)
 }
 
-/// An account goes on with what an earlier process has found out; that it was closed is tried anew.
-fn resumed(account: &config::Account, row: Option<&AccountRow>, clock: &Clock) -> Pace {
-    let (now, tick) = (clock.now(), clock.tick());
-    let Some(row) = row else { return Pace::new(account.limits) };
+/// What an earlier process has found out. Another program may have written anything.
+fn known(row: &AccountRow, now: Timestamp, tick: Tick) -> Known {
     let hold = row.held_until.map_or(Duration::ZERO, |until| until.since(now)).min(LONGEST_RETRY_AFTER);
-    Pace::resumed(account.limits, row.rate, tick + hold, lost_ms(row, now))
-}
-
-/// The lost time of an account, with that of a closure in which an earlier process ended.
-fn lost_ms(row: &AccountRow, now: Timestamp) -> i64 {
-    let closed = row.closed_at.map_or(Duration::ZERO, |closed_at| now.since(closed_at));
-    row.lost_ms.saturating_add(i64::try_from(closed.as_millis()).unwrap_or(i64::MAX))
-}
-
-/// A start tries every account anew, so what is written of an earlier process's closure is over.
-async fn open_account(store: &Store, row: Option<&AccountRow>, now: Timestamp) -> Result<(), StoreError> {
-    match row.filter(|row| row.closure.is_some()) {
-        Some(row) => {
-            let (name, lost_ms) = (row.name.clone(), lost_ms(row, now));
-            let open =
-                AccountRow { name, rate: row.rate, held_until: row.held_until, lost_ms, ..AccountRow::default() };
-            store.note_account(open, Vec::new()).await
-        }
-        None => Ok(()),
+    let closed = row.closure.as_deref().and_then(Closure::parse);
+    Known {
+        rate: row.rate,
+        held_until: tick + hold,
+        lost_ms: row.lost_ms.saturating_add(match row.closed_at {
+            Some(closed_at) if closed.is_some() => i64::try_from(now.since(closed_at).as_millis()).unwrap_or(i64::MAX),
+            Some(_) | None => 0,
+        }),
+        closed: closed.map(|why| (why, row.closed_at.map_or(Duration::ZERO, |closed_at| now.since(closed_at)))),
     }
 }
 

@@ -8,10 +8,11 @@ use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::engine::{Engine, EngineError};
+use crate::cli::plain;
 use crate::config::Settings;
-use crate::control::{Control, account_standing, hostname};
+use crate::control::{Control, hostname};
 use crate::signal::{Signal, Signals};
-use crate::store::{AccountRow, DaemonRow, StoreError};
+use crate::store::{DaemonRow, StoreError};
 use crate::systemd;
 
 /// Between two signs of life.
@@ -19,6 +20,8 @@ const HEARTBEAT: Duration = Duration::from_secs(5);
 /// With more watches than this, they are counted anew only with each so-many-th sign of life: it takes a while.
 const MANY: i64 = 10_000;
 const COUNT_EVERY: u32 = 12;
+/// So many accounts that are not configured are named.
+const MOST_UNNAMED: usize = 5;
 
 /// Runs the daemon in the foreground until TERM or INT, `reload` being how it reads its configuration again on HUP.
 ///
@@ -207,26 +210,29 @@ impl Report {
         }
         self.beats = self.beats.wrapping_add(1);
         // What cannot be read now stays as it was.
-        if let (Ok(rows), Ok(unnamed)) = (control.store.accounts().await, control.unnamed_accounts().await) {
-            let now = control.clock.now();
-            let standing = |row: &AccountRow| Some(format!("; account {}: {}", row.name, account_standing(row, now)?));
-            self.standings = rows.iter().filter_map(standing).collect();
-            self.warn_of(unnamed.into_iter().collect());
+        if let (Ok(standings), Ok(unnamed)) = (control.account_standings().await, control.unnamed_accounts().await) {
+            self.standings = standings.iter().map(|(name, standing)| format!("; account {name}: {standing}")).collect();
+            self.warn_of(unnamed);
         }
         self.text() != before
     }
 
     /// A watch of an account that the configuration does not name is kept, and said once.
-    fn warn_of(&mut self, unnamed: BTreeSet<String>) {
-        for name in &unnamed {
+    fn warn_of(&mut self, mut unnamed: Vec<String>) {
+        let count = unnamed.len();
+        // Another program may have written any number of names.
+        unnamed.truncate(MOST_UNNAMED);
+        for name in unnamed.iter().map(|name| plain(name)) {
             self.standings += &format!("; account {name} is not configured, its watches are not polled");
-            if !self.unnamed.contains(name) {
+            if self.unnamed.len() < MOST_UNNAMED && self.unnamed.insert(name.clone()) {
                 tracing::warn!(
                     account = name,
                     "watches wait for an account that the configuration does not name; add `[accounts.{name}]`, or cancel them"
                 );
             }
         }
-        self.unnamed = unnamed;
+        if count > MOST_UNNAMED {
+            self.standings += &format!(" and so are {} more", count - MOST_UNNAMED);
+        }
     }
 }

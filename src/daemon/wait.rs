@@ -7,6 +7,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use super::engine::{Engine, EngineError};
 use crate::config::Settings;
 use crate::control::Control;
+use crate::pace::Closure;
 use crate::signal::Signals;
 use crate::store::{Filter, Outstanding, StoreError};
 use crate::watch::{State, Watch};
@@ -242,12 +243,22 @@ impl Waiter<'_> {
     }
 
     /// Whether the API refuses the key of an account for which watches wait, and what it says.
-    async fn unauthorized(&self, watches: &[Watch]) -> Result<Option<String>, StoreError> {
+    ///
+    /// # Errors
+    /// When whoever answers there cannot show a valid certificate.
+    async fn unauthorized(&self, watches: &[Watch]) -> anyhow::Result<Option<String>> {
+        let now = self.control.clock.now();
         let refused = |row: &crate::store::AccountRow| {
-            matches!(row.closure.as_deref(), Some("unauthorized" | "unpaid"))
+            // What an earlier process has found is tried again first: then the next probe is not in the future.
+            row.next_probe_at.is_some_and(|probe| probe > now)
+                && matches!(row.closure.as_deref(), Some("unauthorized" | "unpaid" | "untrusted"))
                 && watches.iter().any(|watch| watch.state == State::Waiting && watch.account == row.name)
         };
-        let row = self.control.store.accounts().await?.into_iter().find(refused);
-        Ok(row.map(|row| format!("account `{}`: {}", row.name, row.last_error.unwrap_or_default())))
+        let Some(row) = self.control.store.accounts().await?.into_iter().find(refused) else { return Ok(None) };
+        let said = format!("account `{}`: {}", row.name, row.last_error.unwrap_or_default());
+        match row.closure.as_deref().and_then(Closure::parse) {
+            Some(Closure::Untrusted) => anyhow::bail!("{said}: the API's address has no valid certificate"),
+            _ => Ok(Some(said)),
+        }
     }
 }

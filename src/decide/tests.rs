@@ -43,7 +43,7 @@ fn followed_for(age: Duration) -> Watch {
 }
 
 fn moment() -> Moment {
-    Moment { now: NOW, roll: 0.5, lost_ms: 0, others_answered: false, broken: false }
+    Moment { now: NOW, roll: 0.5, lost_ms: 0, set_back_ms: 0, others_answered: false, closed: false }
 }
 
 fn answered(status: &str) -> Observation {
@@ -142,7 +142,7 @@ fn the_account_is_to_blame_and_the_watch_untouched() {
         Observation::Unpaid { error: error() },
         Observation::Forbidden { error: error() },
     ] {
-        let (after, _) = written(&before, observation, &moment());
+        let (after, _) = written(&before, observation, &Moment { closed: true, ..moment() });
         // Behind those that have waited longer, so that the next probe is of another one.
         assert_eq!((after.state, after.due_at, after.streaks), (State::Waiting, Some(NOW), before.streaks));
     }
@@ -167,7 +167,7 @@ fn a_throttle_is_the_accounts_to_wait_for_and_costs_the_watch_nothing() {
 #[test]
 fn while_the_breaker_is_open_a_failure_is_the_accounts() {
     let before = Watch { streaks: Streaks { waiting: 2, failures: 1, rejections: 1 }, ..followed_for(99 * HOUR) };
-    let broken = Moment { broken: true, lost_ms: 99 * 3_600_000, ..moment() };
+    let broken = Moment { closed: true, lost_ms: 99 * 3_600_000, ..moment() };
     let (after, due) = written(&before, Observation::Unavailable { error: error() }, &broken);
     assert_eq!((after.state, after.streaks, due), (State::Waiting, before.streaks, Some(Duration::ZERO)));
     assert_eq!(after.last_error.as_deref(), Some("so it was"));
@@ -187,7 +187,7 @@ fn a_404_has_a_grace_from_the_first_one() {
     // The clock was set forward by a day, or back, and it is still only a second ago.
     for jump in [86_400_000, -86_400_000] {
         let now = Timestamp::from_millis(NOW.as_millis() + jump);
-        let moment = Moment { now, lost_ms: jump, ..moment() };
+        let moment = Moment { now, lost_ms: jump, set_back_ms: jump.min(0), ..moment() };
         let (after, _) = written(&Watch { missing: since(1), ..watch() }, missing(), &moment);
         assert_eq!((after.state, after.missing), (State::Waiting, since(1)), "{jump}");
     }
@@ -225,6 +225,10 @@ fn a_watch_may_have_its_own_patience() {
 fn time_that_was_not_the_assets_does_not_count() {
     let before = Watch { lost_base: Some(1_000), ..followed_for(24 * HOUR) };
     let lost = |lost_ms| Moment { lost_ms, ..moment() };
+    assert_eq!(written(&before, answered("pending"), &lost(-9_000)).0.state, State::Abandoned);
+    let fresh = Watch { lost_base: Some(1_800_000), ..followed_for(SECOND) };
+    let (after, _) = written(&fresh, answered("pending"), &moment());
+    assert_eq!(after.state, State::Waiting, "another process has lost time that this one has not");
     let (after, wait) = written(&before, answered("pending"), &lost(11_000));
     assert_eq!((after.state, wait), (State::Waiting, Some(2 * SECOND)));
     assert_eq!(written(&before, answered("pending"), &lost(1_000)).0.reason, Some(Reason::Patience));
@@ -249,7 +253,7 @@ fn every_observation_has_its_sign_for_the_account() {
         (Observation::Untrusted { error: error() }, Sign::Untrusted),
         (Observation::Throttled { wait, error: error() }, Sign::Throttled(wait)),
         (Observation::Unauthorized { error: error() }, Sign::Unauthorized),
-        (Observation::Forbidden { error: error() }, Sign::Unauthorized),
+        (Observation::Forbidden { error: error() }, Sign::Doubtful),
         (Observation::Unpaid { error: error() }, Sign::Unpaid),
         (Observation::Missing { error: error() }, Sign::Neutral),
         (Observation::Rejected { error: error() }, Sign::Neutral),

@@ -57,7 +57,7 @@ impl Learned {
 
     /// Takes over another configured rate; what was learned stays, as far as it fits.
     pub fn configure(&mut self, configured: f64) {
-        let unhindered = !self.is_limited();
+        let unhindered = self.found().is_none();
         self.configured = configured;
         self.rate = if unhindered { configured } else { self.rate.min(configured) };
         self.threshold = if unhindered { configured } else { self.threshold.min(configured) };

@@ -9,8 +9,10 @@ use crate::clock::Tick;
 /// As much as is left may be used twice as fast as it would last: what is saved for later is often not needed, and the
 /// less is left, the slower it goes, so that it does not run out.
 const AHEAD: f64 = 2.0;
-/// Two answers speak of the same window when its end differs by no more than this: servers round to whole seconds.
-const SAME_WINDOW: Duration = Duration::from_secs(2);
+/// What is renewed within this time is not saved for later.
+const MOMENTS: Duration = Duration::from_secs(5);
+/// For so long a policy holds that an answer has told of: one that is not told of any more is no policy any more.
+const POLICY_HOLDS: Duration = Duration::from_secs(60);
 
 /// What one answer says of the quota. Draft-ietf-httpapi-ratelimit-headers calls the three remaining, reset and policy.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -26,22 +28,21 @@ pub struct Quota {
 pub(super) struct Allowance {
     left: u64,
     until: Tick,
-    rate: Option<f64>,
+    rate: f64,
+    rate_until: Tick,
 }
 
 impl Allowance {
     /// Hears of it again, while `in_flight` requests are under way that the API had perhaps not counted yet.
     pub fn hear(&mut self, quota: &Quota, in_flight: u32, now: Tick) {
         if let Some(rate) = quota.rate {
-            self.rate = Some(rate.max(SLOWEST));
+            (self.rate, self.rate_until) = (rate.max(SLOWEST), now + POLICY_HOLDS);
         }
-        let Some((left, reset)) = quota.left.filter(|(_, reset)| !reset.is_zero()) else { return };
-        let until = now + reset.min(LONGEST_RETRY_AFTER);
-        let left = left.saturating_sub(in_flight.into());
-        // Answers overtake each other: within a window, what is left only shrinks.
-        let same_window = self.until > now && self.until.abs_diff(until) <= SAME_WINDOW;
-        self.left = if same_window { left.min(self.left) } else { left };
-        self.until = until;
+        if let Some((left, reset)) = quota.left.filter(|(_, reset)| !reset.is_zero()) {
+            // The latest word counts, in a window that slides as in one that ends.
+            self.left = left.saturating_sub(in_flight.into());
+            self.until = now + reset.min(LONGEST_RETRY_AFTER);
+        }
     }
 
     /// Notes that so many requests were made.
@@ -62,9 +63,9 @@ impl Allowance {
     /// The rate at which it lasts.
     pub fn rate(&self, now: Tick) -> f64 {
         let lasting = match self.until.saturating_sub(now) {
-            left if left.is_zero() => f64::INFINITY,
+            left if left <= MOMENTS => f64::INFINITY,
             left => (AHEAD * self.left as f64 / left.as_secs_f64()).max(SLOWEST),
         };
-        lasting.min(self.rate.unwrap_or(f64::INFINITY))
+        if now < self.rate_until { lasting.min(self.rate) } else { lasting }
     }
 }

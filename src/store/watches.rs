@@ -15,9 +15,9 @@ use crate::watch::{State, Watch};
 pub(super) const LINE: Line = Line { table: "watches", lane: "account", watch: "id", in_order: "" };
 const SORTS: [Sort; 2] = [lease::LEASED, lease::FREE];
 
-/// Of a lane with a million watches it counts no more than are asked about.
-pub(super) const UP_TO_TWO_WAIT: &str =
-    "SELECT count(*) FROM (SELECT 1 FROM watches WHERE account = ?1 AND state = 'waiting' LIMIT 2)";
+/// Of a lane with a million watches it counts no more than are asked about, and of those that nobody here polls none.
+pub(super) const UP_TO_TWO_WAIT: &str = "SELECT count(*) FROM (SELECT 1 FROM watches WHERE account = ?1
+         AND state = 'waiting' AND (?2 IS NULL OR id IN (SELECT value FROM json_each(?2))) LIMIT 2)";
 
 /// What `add` takes for one asset.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -211,22 +211,43 @@ fn claim_lane(
     terms: &Terms,
     only: Option<&str>,
 ) -> Result<Claimed<Watch>, StoreError> {
-    let due = lease::due(connection, (&LINE, &SORTS), (lane, terms, only), WATCH, watch)?;
+    let due = match preferred(connection, lane, terms, only)? {
+        Some(preferred) => vec![preferred],
+        None => lease::due(connection, (&LINE, &SORTS), (lane, terms, only), WATCH, watch)?,
+    };
     let until = terms.now + lane.lease;
     // Not with RETURNING, which goes by way of a table of its own: what is written is known.
     let mut lease = connection
         .prepare_cached("UPDATE watches SET lease_owner = ?2, lease_until = ?3, generation = ?4 WHERE id = ?1")?;
     let mut rows = Vec::with_capacity(due.len());
     for (id, mut watch) in due {
-        watch.generation += 1;
+        watch.generation = watch.generation.saturating_add(1);
         watch.lease_owner = Some(terms.owner.clone());
         watch.lease_until = Some(until);
         lease.execute(params![id, terms.owner, until.as_millis(), watch.generation])?;
         rows.push(watch);
     }
-    let waiting: i64 = connection.prepare_cached(UP_TO_TWO_WAIT)?.query_row([&lane.name], |row| row.get(0))?;
+    let waiting: i64 =
+        connection.prepare_cached(UP_TO_TWO_WAIT)?.query_row(params![lane.name, only], |row| row.get(0))?;
     let next_due = lease::next_due(connection, (&LINE, &SORTS), (lane, terms, only))?;
     Ok(Claimed { lane: lane.name.clone(), rows, next_due, alone: waiting < 2 })
+}
+
+/// The watch that the lane would rather have than any other, if it is due.
+fn preferred(
+    connection: &Connection,
+    lane: &Lane,
+    terms: &Terms,
+    only: Option<&str>,
+) -> Result<Option<(i64, Watch)>, StoreError> {
+    let Some(id) = lane.prefer else { return Ok(None) };
+    let sql = format!(
+        "SELECT {WATCH} FROM watches WHERE id = ?1 AND account = ?2 AND state = 'waiting' AND lease_until IS NULL
+             AND due_at <= ?3 AND (?4 IS NULL OR id IN (SELECT value FROM json_each(?4)))"
+    );
+    let values = params![id, lane.name, terms.now.as_millis(), only];
+    let due = connection.prepare_cached(&sql)?.query_row(values, watch).optional()?;
+    Ok(due.map(|watch| (id, watch)))
 }
 
 fn update(

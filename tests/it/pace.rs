@@ -111,3 +111,76 @@ async fn a_watch_of_an_account_that_is_not_configured_is_kept_said_and_resumed_w
     place.until_state("active_1", "settled").await;
     assert_eq!(daemon.log().matches("does not name").count(), 1, "it is said once");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_goes_on_with_what_was_found_out() {
+    let api = Server::start(|request| match request.header("x-api-key") {
+        Some("another-key") => Reply::asset(request.asset(), "active"),
+        _ => Reply::status(401),
+    })
+    .await;
+    let place = Place::new(&api, "");
+    let hook = "[[hooks]]\nname = \"ops\"\non = [\"account.paused\", \"account.resumed\"]\ncommand = [\"/bin/true\"]\n";
+    place.configure(&api.url(), hook);
+    let daemon = Daemon::start(&place).await;
+    insert(&place, 0, 5);
+    place.until("SELECT count(*) FROM accounts WHERE closure = 'unauthorized'", 1).await;
+    place.until("SELECT count(*) FROM watches WHERE lease_owner IS NOT NULL", 0).await;
+    daemon.stop().await;
+    let before = api.count();
+    let closed: i64 = place.ask("SELECT closed_at FROM accounts").unwrap();
+    let daemon = Daemon::start(&place).await;
+    api.until(before + 1).await;
+    place
+        .until("SELECT next_probe_at > CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER) FROM accounts", 1)
+        .await;
+    assert_eq!(api.count(), before + 1, "one probe, and no burst with a key that is refused");
+    let since: i64 = place.ask("SELECT closed_at FROM accounts").unwrap();
+    assert!(since.abs_diff(closed) < 1_000, "paused since {closed}, and not since {since}");
+    daemon.stop().await;
+    std::fs::write(place.path("key"), "another-key\n").unwrap();
+    let _daemon = Daemon::start(&place).await;
+    place.until("SELECT count(*) FROM watches WHERE state = 'settled'", 5).await;
+    let told = "SELECT group_concat(type, ' ') FROM (SELECT type FROM events WHERE type GLOB 'account.*' ORDER BY seq)";
+    assert_eq!(place.ask::<String>(told).unwrap(), "account.paused account.resumed", "each once");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_retry_after_and_the_learned_rate_survive_a_restart() {
+    let api = Server::start(|_| Reply::status(429).with_header("retry-after", "3600")).await;
+    let place = limited(&api, 10);
+    let daemon = Daemon::start(&place).await;
+    insert(&place, 0, 3);
+    place.until("SELECT count(*) FROM accounts WHERE held_until IS NOT NULL AND rate < 10", 1).await;
+    place.until("SELECT count(*) FROM watches WHERE lease_owner IS NOT NULL", 0).await;
+    daemon.stop().await;
+    let (before, rate) = (api.count(), place.ask::<f64>("SELECT rate FROM accounts").unwrap());
+    let daemon = Daemon::start(&place).await;
+    let beaten = "SELECT heartbeat_at FROM daemons";
+    let first: i64 = place.ask(beaten).unwrap();
+    let later = async || place.ask::<i64>(beaten).filter(|beat| *beat > first);
+    eventually(crate::rig::SOON, "another sign of life", later).await;
+    assert_eq!((api.count(), place.ask::<f64>("SELECT rate FROM accounts").unwrap()), (before, rate));
+    daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reload_that_is_refused_changes_nothing_and_one_that_is_not_does() {
+    let api = Server::start(|request| Reply::asset(request.asset(), "processing")).await;
+    let place = limited(&api, 1);
+    let daemon = Daemon::start(&place).await;
+    insert(&place, 0, 2_000);
+    api.until(2).await;
+    let slow = std::fs::read_to_string(place.config()).unwrap();
+    let fast = slow.replace("rate = 1\n", "rate = 2000\n");
+    std::fs::write(place.config(), format!("{fast}[accounts.zed]\nkey_file = \"no-such-key\"\n")).unwrap();
+    daemon.signal(rustix::process::Signal::HUP);
+    daemon.until_logged("not reloaded, the old settings stay").await;
+    let count = api.count();
+    api.until(count + 2).await;
+    assert!(api.count() < count + 20, "the rate stays: {} requests more", api.count() - count);
+    std::fs::write(place.config(), fast).unwrap();
+    daemon.signal(rustix::process::Signal::HUP);
+    daemon.until_logged("reloaded\n").await;
+    api.until(1_000).await;
+}

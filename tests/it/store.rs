@@ -124,7 +124,7 @@ fn new(asset_id: &str) -> NewWatch {
 }
 
 fn lane(name: &str, room: u32) -> Lane {
-    Lane { name: name.into(), room, avoid: None, lease: 20 * SECOND, again: room, again_first: false }
+    Lane { name: name.into(), room, avoid: None, prefer: None, lease: 20 * SECOND, again: room, again_first: false }
 }
 
 /// The terms of a claim by `us`, now.

@@ -99,7 +99,7 @@ impl World {
     async fn settle(&self, asset_id: &str, hooks: &[&str]) -> i64 {
         self.add(&[asset_id]).await;
         let (watch, now) = (self.claim(asset_id, "who settles it", MINUTE).await, self.clock.now());
-        let moment = Moment { now, roll: 0.5, lost_ms: 0, others_answered: false, broken: false };
+        let moment = Moment { now, roll: 0.5, lost_ms: 0, set_back_ms: 0, others_answered: false, closed: false };
         let decision = decide::after_poll(&watch, said("active"), &Rules::default(), &moment);
         let (after, facts) = decide::apply(&watch, decision, 0, now);
         let subscriptions: Vec<_> = hooks.iter().map(|hook| subscription(hook)).collect();
@@ -181,7 +181,7 @@ impl World {
 
 /// Room for one row.
 fn lane(name: &str, lease: Duration) -> Lane {
-    Lane { name: name.into(), room: 1, avoid: None, lease, again: 1, again_first: false }
+    Lane { name: name.into(), room: 1, avoid: None, prefer: None, lease, again: 1, again_first: false }
 }
 
 fn subscription(hook: &str) -> Subscription {

@@ -79,7 +79,7 @@ fn judge(account: &Account, polled: Polled) -> (Finding, String) {
         ),
         (observation, Contact::Silent) => (
             Finding::Note,
-            format!("{url} answers without a word ({}); whether that is the API cannot be told", said(observation)),
+            format!("{url} answers ({}), but whether that is the API cannot be told from it", said(observation)),
         ),
         (Observation::Unusable { error }, _) => (Finding::Ok, format!("{url} answers, and accepts the key ({error})")),
         (_, Contact::Api | Contact::Nobody | Contact::Unanswered) => {

@@ -33,11 +33,8 @@ fn requests_under_way_may_not_have_been_counted_yet() {
     pace.took(&[1, 2, 3, 4], at(0.0));
     pace.heard(&left(5, 60), at(0.1));
     assert_eq!(pace.room(at(0.1)), Room::Open(2), "three more are under way");
-    // An older answer, which has overtaken a newer one, does not give anything back.
-    pace.heard(&left(50, 60), at(0.2));
-    assert_eq!(pace.room(at(0.2)), Room::Open(2));
     pace.heard(&left(50, 60), at(30.0));
-    assert_eq!(pace.room(at(30.0)), Room::Open(10), "another window, and all of the burst");
+    assert_eq!(pace.room(at(30.0)), Room::Open(10), "what the API says now counts, and all of the burst");
 }
 
 #[test]
@@ -57,7 +54,8 @@ fn the_less_is_left_the_slower_it_goes_so_that_it_lasts() {
 fn a_policy_bounds_the_rate() {
     let mut pace = pace(10.0, 100);
     pace.heard(&Quota { left: None, rate: Some(2.0) }, at(0.0));
-    assert_eq!(pace.rate(at(0.0)), 2.0);
+    assert_eq!((pace.rate(at(0.0)), pace.rate(at(59.0))), (2.0, 2.0));
+    assert_eq!(pace.rate(at(60.0)), 10.0, "which is not told of any more");
     pace.heard(&Quota { left: None, rate: Some(1e-9) }, at(0.0));
     assert_eq!(pace.rate(at(0.0)), SLOWEST, "a policy of a lifetime does not stop it");
 }
@@ -68,4 +66,42 @@ fn a_probe_waits_for_the_reset_as_well() {
     pace.heard(&left(0, 300), at(1.0));
     assert_eq!(pace.room(MINUTE), Room::Closed(at(301.0)));
     assert!(matches!(pace.room(at(301.0)), Room::Probe { .. }));
+}
+
+/// A server that counts in windows of so many seconds and says so with each answer.
+fn used(limit: u64, window: u64) -> f64 {
+    let mut pace = pace(50.0, 100);
+    let (mut now, mut count, mut counted) = (at(0.0), 0, (0, 0));
+    while now < at(60.0) {
+        match pace.room(now) {
+            Room::Closed(until) => now = until,
+            Room::Open(_) => {
+                let (index, seconds) = (now.as_secs() / window, window - now.as_secs() % window);
+                counted = if counted.0 == index { (index, counted.1 + 1) } else { (index, 1) };
+                assert!(counted.1 <= limit, "{limit} in {window} s: exceeded at {now:?}");
+                pace.took(&[1], now);
+                pace.heard(&left(limit - counted.1, seconds), now);
+                pace.ended(1, Sign::Healthy, false, now);
+                count += 1;
+            }
+            Room::Probe { .. } => panic!("it is open"),
+        }
+    }
+    f64::from(count) / 60.0
+}
+
+#[test]
+fn a_quota_is_used_whatever_its_window() {
+    for (limit, window) in [(10, 1), (5, 1), (20, 2), (100, 10)] {
+        let (used, allowed) = (used(limit, window), limit as f64 / window as f64);
+        assert!(used > allowed * 0.6, "{limit} in {window} s: {used} of {allowed} a second");
+    }
+}
+
+#[test]
+fn a_hold_that_the_quota_asks_for_is_written_down_and_no_assets_time() {
+    let mut pace = pace(10.0, 100);
+    pace.heard(&left(0, 300), at(1.0));
+    assert_eq!(pace.standing(at(2.0)).held_until, Some(at(301.0)));
+    assert_eq!((pace.lost_ms(at(11.0)), pace.lost_ms(at(9_999.0))), (10_000, 300_000));
 }

@@ -1,7 +1,7 @@
 //! How an account is polled as a whole: paused, broken, throttled, limited, beside another one.
 
 use assetwatch::event::Topic;
-use assetwatch::pace::Quota;
+use assetwatch::pace::{Known, Quota};
 use assetwatch::watch::{Reason, State};
 
 use super::*;
@@ -129,6 +129,8 @@ async fn a_retry_after_holds_the_whole_account() {
     world.until(29 * SECOND).await;
     assert_eq!(api.asked().len(), 4, "those in flight with the one that was throttled");
     assert!(poller.turns() < 60, "{} turns while nothing could be done", poller.turns());
+    let account = world.store.accounts().await.unwrap().remove(0);
+    assert_eq!((account.rate, account.held_until), (Some(7.0), Some(BEGIN + 30 * SECOND)));
     world.until(35 * SECOND).await;
     poller.stop().await;
     assert_eq!(api.asked()[4].at, 30 * SECOND);
@@ -143,8 +145,7 @@ async fn a_retry_after_holds_the_whole_account() {
         "nothing is held against it"
     );
     let account = world.store.accounts().await.unwrap().remove(0);
-    assert_eq!((account.closure, account.rate), (None, Some(7.0)), "to be throttled is no closure");
-    assert_eq!(account.held_until, Some(BEGIN + 30 * SECOND));
+    assert!(account.closure.is_none() && account.rate.is_some(), "to be throttled is no closure: {account:?}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -346,7 +347,9 @@ async fn what_was_found_out_survives_a_restart() {
     assert_eq!((row.rate, row.held_until), (Some(7.0), Some(BEGIN + 100 * SECOND)));
     let before = api.asked().len();
     let mut again = world.poller(&[&api]);
-    let resumed = Pace::resumed(api.limits, row.rate, world.clock.tick() + 90 * SECOND, row.lost_ms);
+    let tick = world.clock.tick();
+    let known = Known { rate: row.rate, held_until: tick + 90 * SECOND, lost_ms: row.lost_ms, closed: None };
+    let resumed = Pace::resumed(api.limits, &known, tick);
     Arc::get_mut(&mut again).unwrap().accounts.get_mut("default").unwrap().pace = Arc::new(Mutex::new(resumed));
     let poller = Running::poller(&again);
     world.until(110 * SECOND).await;
@@ -465,4 +468,46 @@ async fn a_certificate_that_is_not_valid_pauses_the_account_at_once() {
     poller.stop().await;
     assert_eq!(api.seconds()[..3], [0, 60, 62]);
     assert_eq!(world.watch("a").await.streaks.failures, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn three_forbidden_assets_beside_three_good_ones_stop_nobody() {
+    let world = World::new().await;
+    let api = Api::new(&world, |asked| match asked.asset.as_str() {
+        good if good.starts_with("good") => said("processing"),
+        _ => Observation::Forbidden { error: "403".into() },
+    });
+    world.add(&["good_1", "good_2", "good_3"]).await;
+    let poller = Running::poller(&world.poller(&[&api]));
+    world.until(MINUTE).await;
+    world.add(&["bad_1", "bad_2", "bad_3"]).await;
+    world.until(30 * MINUTE).await;
+    poller.stop().await;
+    for good in ["good_1", "good_2", "good_3"] {
+        let longest = api.instants(good).windows(2).map(|pair| pair[1] - pair[0]).max().unwrap();
+        assert!(longest <= 61_000, "{good} was not polled for {longest} ms");
+    }
+    for bad in ["bad_1", "bad_2", "bad_3"] {
+        assert_eq!(world.watch(bad).await.reason, Some(Reason::Rejected), "{bad}");
+        assert!(api.instants(bad).len() < 60, "and nobody is hammered: {}", api.instants(bad).len());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_time_for_which_the_api_asked_to_be_left_alone_is_not_the_assets() {
+    let world = World::new().await;
+    let api = Api::new(&world, |asked| match (asked.asset.as_str(), asked.at) {
+        ("busy", at) if at < 10 * SECOND => throttled(Some(600 * SECOND)),
+        ("missing", _) => Observation::Missing { error: "404".into() },
+        _ => said("pending"),
+    });
+    world.add(&["missing"]).await;
+    let working = world.poller(&[&api]);
+    let poller = Running::poller(&working);
+    world.until(4 * SECOND).await;
+    world.add(&["busy"]).await;
+    working.wake.wake();
+    world.until(2 * HOUR).await;
+    poller.stop().await;
+    assert_eq!(*api.instants("missing").last().unwrap() / 1_000, 900, "five minutes, and ten that were not its own");
 }

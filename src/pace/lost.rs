@@ -1,0 +1,58 @@
+//! The time that was not the assets': while the account was not asked, and by what the wall clock was set.
+
+use std::time::Duration;
+
+use crate::clock::{Drift, Tick, Timestamp};
+
+/// A sum in milliseconds, of which only differences have a meaning.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Lost {
+    ms: i64,
+    /// Since when the account is not asked: it is closed, held, or one after the other.
+    since: Option<Tick>,
+    /// What the clock was set back by since this process looks at it; not positive.
+    set_back_ms: i64,
+    drift: Drift,
+}
+
+impl Lost {
+    pub fn new(ms: i64) -> Self {
+        Self { ms, ..Self::default() }
+    }
+
+    /// The account is not asked from `now` on; `ended` is when it was asked again after the time before.
+    pub fn begin(&mut self, now: Tick, ended: Option<Tick>) {
+        if let Some(ended) = ended.filter(|ended| *ended <= now) {
+            self.end(ended);
+        }
+        self.since.get_or_insert(now);
+    }
+
+    /// It is asked again since `now`.
+    pub fn end(&mut self, now: Tick) {
+        self.ms = self.at(now);
+        self.since = None;
+    }
+
+    /// The sum at `now`, at which the account is still not asked, or was asked again.
+    pub fn at(&self, now: Tick) -> i64 {
+        self.ms.saturating_add(self.since.map_or(0, |since| millis(now.saturating_sub(since))))
+    }
+
+    /// Takes in what the wall clock was set by, or for how long the machine slept; whether there was anything.
+    pub fn keep_time(&mut self, wall: Timestamp, now: Tick) -> bool {
+        let jump = self.drift.jump(wall, now);
+        self.ms = self.ms.saturating_add(jump);
+        self.set_back_ms = self.set_back_ms.saturating_add(jump.min(0));
+        jump != 0
+    }
+
+    /// What the clock was set back by, not positive: no sum can have shrunk by more meanwhile.
+    pub fn set_back_ms(&self) -> i64 {
+        self.set_back_ms
+    }
+}
+
+fn millis(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}
