@@ -162,7 +162,7 @@ pub struct Add {
     #[arg(required = true, value_name = "ID", value_parser = asset_id())]
     pub ids: Vec<String>,
     /// The account (API key) to poll with
-    #[arg(long, value_name = "NAME", default_value = "default")]
+    #[arg(long, value_name = "NAME", default_value = "default", value_parser = account)]
     pub account: String,
     /// The longest to follow them, e.g. `2h` [default: the configured one]
     #[arg(long, value_name = "DURATION", value_parser = duration)]
@@ -177,7 +177,7 @@ pub struct Add {
     #[arg(long, requires = "batch")]
     pub close: bool,
     /// A URL that is told when they settle or are abandoned, besides the hooks
-    #[arg(long, value_name = "URL", value_parser = callback_url)]
+    #[arg(long, value_name = "URL")]
     pub callback: Option<String>,
     /// Watch assets that have settled once more
     #[arg(long)]
@@ -194,7 +194,7 @@ pub struct Wait {
     #[arg(long, value_name = "NAME", value_parser = batch, conflicts_with_all = ["ids", "account"])]
     pub batch: Option<String>,
     /// The account (API key) to poll with
-    #[arg(long, value_name = "NAME", default_value = "default")]
+    #[arg(long, value_name = "NAME", default_value = "default", value_parser = account)]
     pub account: String,
     /// The longest to wait, e.g. `10m`; then the exit code is 124
     #[arg(long, value_name = "DURATION", value_parser = duration)]
@@ -335,12 +335,17 @@ fn parse_duration(text: &str) -> Result<Duration, humantime::DurationError> {
     if digits > 16 { Err(humantime::DurationError::NumberOverflow) } else { humantime::parse_duration(text) }
 }
 
-fn metadata(text: &str) -> Result<String, String> {
-    crate::control::check_metadata(text).map(|()| text.to_owned())
+/// No configuration could name any other one.
+fn account(text: &str) -> Result<String, String> {
+    let fits = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'_' | b'-');
+    match text.len() {
+        1..=64 if text.bytes().all(fits) => Ok(text.into()),
+        _ => Err("an account's name has 1 to 64 of the characters a-z, 0-9, _ and -".into()),
+    }
 }
 
-fn callback_url(text: &str) -> Result<String, String> {
-    crate::control::check_callback_url(text).map(|()| text.to_owned())
+fn metadata(text: &str) -> Result<String, String> {
+    crate::control::check_metadata(text).map(|()| text.to_owned())
 }
 
 fn batch(text: &str) -> Result<String, String> {

@@ -16,7 +16,7 @@ use crate::clock::{Clock, Timestamp};
 use crate::config::Hook;
 use crate::decide;
 use crate::event::{Batch, Event, Fact, Subscription, Telling};
-use crate::store::{AccountRow, Added, EventRow, Filter, NewWatch, Store, StoreError, TellBatch};
+use crate::store::{AccountRow, Added, DaemonRow, EventRow, Filter, NewWatch, Store, StoreError, TellBatch};
 use crate::watch::{LONGEST_METADATA, State, Watch, check_asset_id};
 
 /// A daemon whose latest sign of life is older is taken for dead.
@@ -188,13 +188,23 @@ impl Control {
         self.store.events(after, since, limit).await
     }
 
+    /// Whether a daemon of another process works on this database.
+    pub async fn another_daemon_is_alive(&self) -> Result<bool, StoreError> {
+        let ours = (hostname(), std::process::id());
+        self.is_alive(|daemon| (daemon.host.clone(), daemon.pid) != ours).await
+    }
+
     /// Whether a daemon works on this database: one that gave a sign of life lately, and is still there if it runs on
     /// this machine.
     pub async fn daemon_is_alive(&self) -> Result<bool, StoreError> {
+        self.is_alive(|_| true).await
+    }
+
+    async fn is_alive(&self, which: impl Fn(&DaemonRow) -> bool) -> Result<bool, StoreError> {
         let now = self.clock.now();
         let here = hostname();
         let daemons = self.store.daemons().await?;
-        Ok(daemons.iter().any(|daemon| {
+        Ok(daemons.iter().filter(|daemon| which(daemon)).any(|daemon| {
             let fresh = now.since(daemon.heartbeat_at).max(daemon.heartbeat_at.since(now)) < FRESH;
             fresh && (daemon.host != here || process_exists(daemon.pid))
         }))

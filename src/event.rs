@@ -232,6 +232,8 @@ pub struct Addressee {
     pub hook: String,
     /// What it is sent in place of the event's body.
     pub body: Option<Vec<u8>>,
+    /// Why it is sent the event's body after all.
+    pub problem: Option<String>,
 }
 
 /// What the lanes of callbacks begin with; no hook has such a name.
@@ -261,7 +263,7 @@ impl Event {
         let body = body(&event_type, watch, previous_status, now);
         let addressees = hooks
             .map(|hook| addressee(hook, &id, &body))
-            .chain(callback.map(|url| Addressee { hook: callback_lane(url), body: None }))
+            .chain(callback.map(|url| Addressee { hook: callback_lane(url), body: None, problem: None }))
             .collect();
         Self { id, watch_id: Some(watch.id), event_type, body, created_at: now, addressees }
     }
@@ -323,8 +325,13 @@ impl Event {
 /// A template that cannot be rendered for this one event must not keep the hook from hearing of it: it is sent the event's
 /// own body then.
 fn addressee(subscription: &Subscription, id: &str, body: &[u8]) -> Addressee {
-    let rendered = subscription.body.as_ref().and_then(|template| template.render(id, body).ok());
-    Addressee { hook: subscription.hook.clone(), body: rendered }
+    let rendered = subscription.body.as_ref().map(|template| template.render(id, body));
+    let (body, problem) = match rendered {
+        None => (None, None),
+        Some(Ok(body)) => (Some(body), None),
+        Some(Err(error)) => (None, Some(format!("`body` cannot be rendered, the event itself is sent: {error}"))),
+    };
+    Addressee { hook: subscription.hook.clone(), body, problem }
 }
 
 /// Who is told, and under which name of the sender.

@@ -41,6 +41,14 @@ enum Edge {
     Command(Command),
 }
 
+/// Whether the program of a command can and may be run.
+///
+/// # Errors
+/// A sentence that says why not, and what to do: what would hold its deliveries.
+pub fn check_program(program: &str) -> Result<(), String> {
+    program::find(program, std::ffi::OsStr::new("")).map(drop)
+}
+
 /// A hook that cannot be used as it is configured.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{}: {problem}", placed(hook))]

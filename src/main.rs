@@ -52,7 +52,10 @@ async fn dispatch(cli: Cli) -> anyhow::Result<u8> {
         Command::Wait(args) => wait(args, &load()?, output, &screen).await,
         Command::Hooks(HooksCommand::Test(args)) => {
             let mut signals = Signals::take_to_stop()?;
-            cli::test_hook(&args, &daemon::open(&load()?).await?, output, signals.stopped()).await
+            let settings = load()?;
+            // A command that is tried out is confined as the daemon confines it.
+            daemon::confine(&settings);
+            cli::test_hook(&args, &daemon::open(&settings).await?, output, signals.stopped()).await
         }
         verb => cli::perform(verb, &daemon::open(&load()?).await?, output).await,
     }

@@ -19,6 +19,8 @@ use crate::store::{Claimed, Ending, Lane, Store, StoreError, Terms};
 const MARGIN: Duration = Duration::from_secs(10);
 /// So many lanes of callbacks are looked at in one turn, since anybody who adds watches makes new ones.
 const LANES_A_TURN: u32 = 200;
+/// So many callbacks are under way at once, whatever number of origins they go to: descriptors are for everybody.
+const MOST_CALLBACKS: u32 = 64;
 /// Until the next ones are looked at.
 const LANES_PAUSE: Duration = Duration::from_millis(250);
 
@@ -60,6 +62,12 @@ struct Slot {
 }
 
 impl Slots {
+    /// How many callbacks are under way.
+    fn of_callbacks(&self) -> u32 {
+        let slots = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        slots.iter().filter(|(lane, _)| lane.starts_with(CALLBACK)).map(|(_, slot)| slot.in_flight).sum()
+    }
+
     /// Runs `work` with the slot of a lane, which is forgotten when there is nothing in it: origins of callbacks are
     /// without number.
     fn with<T>(&self, lane: &str, work: impl FnOnce(&mut Slot) -> T) -> T {
@@ -172,16 +180,11 @@ impl Work for Relay {
     }
 
     async fn claim(&self, lanes: Vec<Lane>) -> Result<Vec<Claimed<Parcel>>, StoreError> {
-        let now = self.clock.now();
-        let hooks = self.hooks.values().chain(&self.callbacks);
-        let longest = hooks.map(|hook| decide::longest_gap(&hook.schedule)).max().unwrap_or_default();
-        let owner = self.owner.clone();
-        let terms = Terms { owner, lanes, now, horizon: now + longest, only: self.only.clone(), live: self.live.ids() };
-        let claimed = self.store.claim_deliveries(terms).await?;
-        for claimed in claimed.iter().filter(|claimed| !claimed.rows.is_empty()) {
-            self.slots.with(&claimed.lane, |slot| self.took(slot, &claimed.rows));
-            self.live.begin(claimed.rows.iter().map(|parcel| parcel.delivery.id));
-        }
+        let order: BTreeMap<String, usize> = lanes.iter().map(|lane| lane.name.clone()).zip(0..).collect();
+        let (callbacks, hooks): (Vec<_>, Vec<_>) = lanes.into_iter().partition(|lane| lane.name.starts_with(CALLBACK));
+        let mut claimed = if hooks.is_empty() { Vec::new() } else { self.claim_from(hooks).await? };
+        self.claim_callbacks(callbacks, &mut claimed).await?;
+        claimed.sort_by_key(|claimed| order.get(&claimed.lane).copied());
         Ok(claimed)
     }
 
@@ -213,6 +216,53 @@ impl Work for Relay {
 }
 
 impl Relay {
+    async fn claim_from(&self, lanes: Vec<Lane>) -> Result<Vec<Claimed<Parcel>>, StoreError> {
+        let now = self.clock.now();
+        let hooks = self.hooks.values().chain(&self.callbacks);
+        let longest = hooks.map(|hook| decide::longest_gap(&hook.schedule)).max().unwrap_or_default();
+        let owner = self.owner.clone();
+        let terms = Terms { owner, lanes, now, horizon: now + longest, only: self.only.clone(), live: self.live.ids() };
+        let claimed = self.store.claim_deliveries(terms).await?;
+        for claimed in claimed.iter().filter(|claimed| !claimed.rows.is_empty()) {
+            self.slots.with(&claimed.lane, |slot| self.took(slot, &claimed.rows));
+            self.live.begin(claimed.rows.iter().map(|parcel| parcel.delivery.id));
+        }
+        Ok(claimed)
+    }
+
+    /// As many as are free for all origins together; what one of them does not use, the next ones get.
+    async fn claim_callbacks(
+        &self,
+        mut lanes: Vec<Lane>,
+        claimed: &mut Vec<Claimed<Parcel>>,
+    ) -> Result<(), StoreError> {
+        let mut next_due = None;
+        loop {
+            let free = MOST_CALLBACKS.saturating_sub(self.slots.of_callbacks()) as usize;
+            if free == 0 || lanes.is_empty() {
+                break;
+            }
+            let rest = lanes.split_off(free.min(lanes.len()));
+            let mut portion = std::mem::replace(&mut lanes, rest);
+            let names: Vec<String> = portion.iter().map(|lane| lane.name.clone()).collect();
+            let share = u32::try_from(free / portion.len()).unwrap_or(u32::MAX);
+            portion.iter_mut().for_each(|lane| lane.room = lane.room.min(share));
+            match self.claim_from(portion).await {
+                Ok(mut portion) => claimed.append(&mut portion),
+                Err(error) if claimed.is_empty() => return Err(error),
+                // What was claimed before has to be worked; the next turn meets the error again.
+                Err(_) => {
+                    next_due = Some(self.clock.now());
+                    claimed.extend(names.into_iter().map(|lane| nothing(lane, next_due)));
+                    break;
+                }
+            }
+        }
+        // These wait for the end of another one, and not for an instant.
+        claimed.extend(lanes.into_iter().map(|lane| nothing(lane.name, next_due)));
+        Ok(())
+    }
+
     fn hook(&self, lane: &str) -> Option<&HookLane> {
         self.hooks.get(lane).or_else(|| self.callbacks.as_ref().filter(|_| lane.starts_with(CALLBACK)))
     }
@@ -251,6 +301,10 @@ impl Relay {
             Ending { verdict: verdict.at(&standing), standing, turn, events: told.into_iter().collect() }
         }
     }
+}
+
+fn nothing(lane: String, next_due: Option<Timestamp>) -> Claimed<Parcel> {
+    Claimed { lane, rows: Vec::new(), next_due, alone: false }
 }
 
 fn is_again(parcel: &Parcel) -> bool {

@@ -99,9 +99,13 @@ impl Standing {
             Outcome::Delivered => Self { last_success_at: Some(now), last_error: None, ..self.answered() },
             Outcome::Failed { error, not_before } => self.failed(error, *not_before, now),
             // It is there, and has an answer of its own for this event.
-            Outcome::Refused { .. } => self.answered(),
+            Outcome::Refused { error } => Self { last_error: Some(error.clone()), ..self.answered() },
             Outcome::Gone { .. } if self.is_callback() => self.answered(),
             Outcome::Gone { error } => self.disabled(error, now),
+            // It says nothing of the receiver; but a person who looks wants to know.
+            Outcome::Blocked { error } if !self.is_callback() => {
+                Self { last_error: Some(error.clone()), ..self.clone() }
+            }
             Outcome::Blocked { .. } | Outcome::Interrupted => self.clone(),
         };
         let turn = match (self, &after) {
@@ -136,7 +140,8 @@ impl Standing {
         if let Ok(probes) = usize::try_from(after.failures - BREAK_AFTER) {
             after.next_probe_at = Some(now + PROBES[probes.min(PROBES.len() - 1)]);
         }
-        if now.since(since) >= DISABLE_AFTER && !self.is_callback() {
+        let is_lasting = after.failures >= BREAK_AFTER && now.since(since) >= DISABLE_AFTER;
+        if is_lasting && !self.is_callback() {
             let days = DISABLE_AFTER.as_secs() / (24 * 3_600);
             return after.disabled(&format!("nothing but failures for {days} days; the last one: {error}"), now);
         }
@@ -153,7 +158,7 @@ impl Standing {
         }
     }
 
-    /// Nobody could enable a lane of callbacks: no configuration names it.
+    /// Many share the lane of an origin: what one of them is told must not be the end of the others.
     fn is_callback(&self) -> bool {
         self.name.starts_with(CALLBACK)
     }
@@ -237,7 +242,9 @@ mod tests {
 
     #[test]
     fn nothing_but_failures_for_five_days_disables_a_hook_and_no_callback() {
-        let first = after_failures(1);
+        let few = after_failures(2);
+        assert_eq!(few.after(&failed(None), NOW + 9 * DAY).1, None, "two failures are not five days of them");
+        let first = after_failures(6);
         assert_eq!(first.after(&failed(None), NOW + (5 * DAY - SECOND)).1, None);
         let (disabled, turn) = first.after(&failed(None), NOW + 5 * DAY);
         assert_eq!((disabled.room(NOW), turn), (Room::Disabled, Some(Turn::Disabled)));
@@ -261,9 +268,9 @@ mod tests {
     #[test]
     fn what_says_nothing_of_the_hook_changes_nothing() {
         for standing in [after_failures(3), after_failures(6)] {
-            for outcome in [Outcome::Blocked { error: "no".into() }, Outcome::Interrupted] {
-                assert_eq!(standing.after(&outcome, NOW), (standing.clone(), None));
-            }
+            assert_eq!(standing.after(&Outcome::Interrupted, NOW), (standing.clone(), None));
+            let noted = Standing { last_error: Some("no".into()), ..standing.clone() };
+            assert_eq!(standing.after(&Outcome::Blocked { error: "no".into() }, NOW), (noted, None), "but what it was");
         }
         let (standing, turn) = after_failures(6).after(&Outcome::Refused { error: "exit 100".into() }, NOW);
         assert_eq!((standing.failures, standing.room(NOW), turn), (0, Room::Open, Some(Turn::Mended)));

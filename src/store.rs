@@ -63,7 +63,7 @@ pub enum StoreError {
 pub struct Lane {
     /// An account or a hook.
     pub name: String,
-    /// At most so many rows, at least 1.
+    /// At most so many rows.
     pub room: u32,
     /// Not this row, unless it is the only one.
     pub avoid: Option<i64>,

@@ -2,15 +2,13 @@
 
 mod key;
 
-use std::path::Path;
-
 use serde::Serialize;
 
 use super::output::{Output, exit, plain, unheard};
 use crate::clock::Clock;
 use crate::config::{self, Callbacks, Hook, Settings, Target, Webhook};
 use crate::control::Control;
-use crate::hook::Hooks;
+use crate::hook::{Hooks, check_program};
 use crate::store::{Store, StoreError};
 
 /// How one thing stands.
@@ -75,7 +73,7 @@ fn print(line: &Line, output: Output) -> std::io::Result<()> {
         Finding::Bad | Finding::Unauthorized => ("BAD", 31),
     };
     let word = if output.color { format!("\x1b[{color}m{word:<4}\x1b[0m") } else { format!("{word:<4}") };
-    output.line(&format!("{word} {:<20} {}", line.what, plain(&line.says)))
+    output.line(&format!("{word} {:<20} {}", plain(&line.what), plain(&line.says)))
 }
 
 fn configuration(settings: &Settings) -> Line {
@@ -134,8 +132,9 @@ fn hook(hook: &Hook) -> Line {
         return line(&what, Finding::Bad, error.to_string());
     }
     let span = hook.schedule.iter().sum::<std::time::Duration>().mul_f64(1.2);
-    let hours = span.as_secs() / 3_600;
-    let tries = format!("at most {} attempts over up to {hours} h", hook.schedule.len() + 1);
+    let span = std::time::Duration::from_secs(span.as_secs().div_ceil(60) * 60);
+    let (attempts, span) = (hook.schedule.len() + 1, humantime::format_duration(span));
+    let tries = format!("at most {attempts} attempts over up to {span}");
     let (finding, says) = match &hook.target {
         Target::Webhook(target) => webhook(target),
         Target::Command(target) => command(target),
@@ -166,9 +165,9 @@ fn webhook(webhook: &Webhook) -> (Finding, String) {
 fn command(command: &config::Command) -> (Finding, String) {
     let program = command.argv.first().map(String::as_str).unwrap_or_default();
     let templated = command.argv.iter().skip(1).any(|argument| argument.contains('{'))
-        && command.argv.iter().any(|argument| argument == "-c");
-    if !Path::new(program).exists() {
-        return (Finding::Bad, format!("{program} does not exist"));
+        && command.argv.iter().any(|argument| argument.starts_with('-') && argument.ends_with('c'));
+    if let Err(problem) = check_program(program) {
+        return (Finding::Bad, problem);
     }
     if templated {
         let says = "an argument contains `{`; nothing is filled in there, use \"$HOOK_URL\" and its like";

@@ -16,6 +16,8 @@ pub mod exit {
     pub const OK: u8 = 0;
     /// Something went wrong.
     pub const FAILURE: u8 = 1;
+    /// Wrong usage, as clap has it.
+    pub const USAGE: u8 = 2;
     /// Settled, but not all `active`.
     pub const NOT_ACTIVE: u8 = 3;
     /// Abandoned or cancelled.
@@ -175,7 +177,7 @@ pub fn note(text: &str) {
 pub fn print_kept((indent, name): (usize, &str), kept: Option<&str>, output: Output) -> io::Result<()> {
     let Some(kept) = kept else { return Ok(()) };
     output.line(&format!("{:indent$}{name}:", ""))?;
-    kept.lines().try_for_each(|line| output.line(&format!("{:indent$}  {}", "", plain(line))))
+    kept.lines().try_for_each(|line| output.line(&format!("{:indent$}  {}", "", plain(&line.replace('\t', "    ")))))
 }
 
 /// Foreign text for a terminal: control characters would be obeyed, and those that break a line or turn the direction of

@@ -7,7 +7,7 @@ use super::output::{Output, complain, exit, plain, span, summary, unheard, word}
 use super::{Add, Cancel, Command, Events, List, WaitOutput};
 use super::{batches, deliveries, hooks, show};
 use crate::clock::Timestamp;
-use crate::control::{AddOptions, AddOutcome, AddResult, Cancelled, Control};
+use crate::control::{AddOptions, AddOutcome, AddResult, Cancelled, Control, check_callback_url};
 use crate::event::{Batch, Gist};
 use crate::store::{EventRow, Filter};
 use crate::watch::{State, Watch};
@@ -60,6 +60,11 @@ pub fn ids(arguments: Vec<String>) -> Box<dyn Iterator<Item = io::Result<String>
 }
 
 async fn add(args: Add, control: &Control, output: Output) -> anyhow::Result<u8> {
+    // Here and not where arguments are read: that repeats what was given, and a token may stand in it.
+    if let Some(Err(problem)) = args.callback.as_deref().map(check_callback_url) {
+        complain(&format!("--callback: {problem}"));
+        return Ok(exit::USAGE);
+    }
     warn_of_account(&args.account, control, output);
     let options = AddOptions {
         account: args.account,

@@ -12,6 +12,7 @@ use crate::decide::Verdict;
 use crate::delivery::{Attempt, Outcome, Parcel};
 use crate::event::{CALLBACK, Event, Notice, Telling, base32};
 use crate::hook::{HookError, Hooks};
+use crate::pump::insist;
 use crate::store::{Backlog, HookRow, StoreError};
 
 /// A lease lasts as long as an attempt may, and this much for the writing.
@@ -59,7 +60,7 @@ impl HookState {
             Self::Disabled
         } else if row.held_until.is_some_and(|until| until > now) {
             Self::Held
-        } else if row.failures > 0 {
+        } else if row.failures > 0 || (row.last_success_at.is_none() && row.last_error.is_some()) {
             Self::Failing
         } else if row.last_success_at.is_some() {
             Self::Ok
@@ -155,7 +156,8 @@ impl Control {
         let parcel = self.store.begin_test(event, owner, longest(hook) + MARGIN, now).await?;
         let headers = hooks.headers(name, &parcel, now);
         let attempt = hooks.perform(name, &parcel, now, hurry).await;
-        self.store.finish_test(parcel.clone(), attempt.clone(), verdict(&attempt), self.clock.now()).await?;
+        let finish = || self.store.finish_test(parcel.clone(), attempt.clone(), verdict(&attempt), self.clock.now());
+        insist(finish).await?;
         Ok(Tested { target: self.target(name), parcel, headers, attempt })
     }
 

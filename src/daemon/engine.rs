@@ -31,7 +31,7 @@ const HURRY: Duration = Duration::from_secs(1);
 pub(super) type Paces = BTreeMap<String, Arc<Mutex<Pace>>>;
 
 /// What a callback gets, whose origin no configuration names.
-const CALLBACK_TIMEOUT: Duration = Duration::from_secs(20);
+pub(super) const CALLBACK_TIMEOUT: Duration = Duration::from_secs(20);
 const CALLBACK_CONCURRENCY: u32 = 4;
 
 /// Why the line cannot be set up. Each says what to change.
@@ -69,6 +69,7 @@ pub struct Engine {
     paces: Paces,
     slots: Slots,
     kill_after: Duration,
+    longest: Duration,
 }
 
 impl Engine {
@@ -126,7 +127,13 @@ impl Engine {
         pumps.spawn(pump::run(Arc::new(poller), polling, stop.clone()));
         pumps.spawn(pump::run(Arc::new(relay), telling, stop));
         let kill_after = settings.hooks.iter().map(kill_after).max().unwrap_or_default();
-        Ok(Self { owner, control: control.clone(), announce, pumps, wakes, paces, slots, kill_after })
+        let longest = settings.hooks.iter().map(|hook| hook.timeout).max().unwrap_or_default().max(CALLBACK_TIMEOUT);
+        Ok(Self { owner, control: control.clone(), announce, pumps, wakes, paces, slots, kill_after, longest })
+    }
+
+    /// The longest that an attempt takes.
+    pub fn longest(&self) -> Duration {
+        self.longest
     }
 
     /// The name in its leases.
@@ -176,7 +183,7 @@ impl Engine {
 }
 
 /// What the process is from now on, once it holds keys and runs commands. Both are precautions: without them it works.
-fn confine(settings: &Settings) {
+pub fn confine(settings: &Settings) {
     // A command of the same user could read our environment in /proc, or attach to us.
     if let Err(error) = rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable) {
         tracing::warn!("commands of the same user can read this process's environment: {error}");

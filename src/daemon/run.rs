@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use super::engine::{Engine, EngineError};
 use crate::cli::plain;
@@ -17,6 +17,8 @@ use crate::systemd;
 
 /// Between two signs of life.
 const HEARTBEAT: Duration = Duration::from_secs(5);
+/// After the grace of a stop, for what is told to end: a command's usual `kill_after`, and the writing.
+const LEFT_TO_END: Duration = Duration::from_secs(10);
 /// With more watches than this, they are counted anew only with each so-many-th sign of life: it takes a while.
 const MANY: i64 = 10_000;
 const COUNT_EVERY: u32 = 12;
@@ -42,7 +44,7 @@ pub async fn run(
     let mut heartbeat = interval(HEARTBEAT);
     heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     // Engines that a reload has replaced, while what they have in flight ends.
-    let (abort, aborted) = watch::channel(false);
+    let (abort, aborted) = watch::channel(None);
     let mut retired = JoinSet::new();
     // Beside the loop: a locked database must not keep a signal waiting.
     let mut beating = JoinSet::new();
@@ -58,7 +60,9 @@ pub async fn run(
                         let old = std::mem::replace(&mut engine, new_engine);
                         old.drain();
                         beating.shutdown().await;
-                        retired.spawn(retire(old, settings.grace, aborted.clone()));
+                        // To reload is not to stop: what is under way has all of its time.
+                        let grace = settings.grace.max(old.longest());
+                        retired.spawn(retire(old, grace, aborted.clone()));
                         settings = new_settings;
                         control = super::control(control.store, control.clock, &settings);
                     }
@@ -92,16 +96,23 @@ pub async fn run(
     // A sign of life that is under way is written before the leases are handed back, and none comes after it.
     beating.shutdown().await;
     retired.spawn(retire(engine, settings.grace, aborted));
+    abort.send_replace(Some(Instant::now() + settings.grace + LEFT_TO_END));
     all_retired(retired, &abort, &mut signals).await;
     tracing::info!("stopped");
     Ok(())
 }
 
 /// Stops an engine. To be stopped is not a failure, and leases that cannot be handed back are none either.
-async fn retire(engine: Engine, grace: Duration, mut abort: watch::Receiver<bool>) {
+async fn retire(engine: Engine, grace: Duration, mut abort: watch::Receiver<Option<Instant>>) {
     let aborted = async {
-        // An error means that whoever could abort is gone.
-        let _ = abort.wait_for(|abort| *abort).await;
+        // The instant may be brought forward while it is waited for. An error means that whoever could abort is gone.
+        while abort.wait_for(Option::is_some).await.is_ok() {
+            let at = abort.borrow_and_update().unwrap_or_else(Instant::now);
+            tokio::select! {
+                () = sleep_until(at) => return,
+                changed = abort.changed() => if changed.is_err() { return },
+            }
+        }
     };
     if let Err(error) = engine.stop(grace, aborted).await {
         tracing::warn!("the leases could not be handed back, and end by themselves: {error}");
@@ -109,11 +120,13 @@ async fn retire(engine: Engine, grace: Duration, mut abort: watch::Receiver<bool
 }
 
 /// Waits until all engines have stopped; a signal to stop, which is the second one, aborts them.
-async fn all_retired(mut retired: JoinSet<()>, abort: &watch::Sender<bool>, signals: &mut Signals) {
+async fn all_retired(mut retired: JoinSet<()>, abort: &watch::Sender<Option<Instant>>, signals: &mut Signals) {
+    let mut aborted = false;
     loop {
         tokio::select! {
             biased;
-            signal = signals.next() => if signal == Signal::Stop && !abort.send_replace(true) {
+            signal = signals.next() => if signal == Signal::Stop && !std::mem::replace(&mut aborted, true) {
+                abort.send_replace(Some(Instant::now()));
                 tracing::warn!("a second signal: what is in flight is ended");
             },
             ended = retired.join_next() => if ended.is_none() { return },
@@ -137,7 +150,13 @@ async fn start(control: &Control, settings: &Settings, before: Option<&Engine>) 
 
 async fn adopt_hooks(control: &Control, settings: &Settings) -> Result<(), StoreError> {
     let hooks = settings.hooks.iter().map(|hook| hook.subscription.hook.clone()).collect();
-    control.store.adopt_hooks(hooks, control.clock.now()).await
+    // Another one may have other hooks, and what waits for those is not ours to hold.
+    let hold = !control.another_daemon_is_alive().await?;
+    let held = control.store.adopt_hooks(hooks, hold, control.clock.now()).await?;
+    if held > 0 {
+        tracing::warn!(held, "deliveries are held: the configuration does not name their hooks any more");
+    }
+    Ok(())
 }
 
 /// The new settings and what runs by them, unless there is something wrong with them: then the old ones stay.

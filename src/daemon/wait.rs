@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep, sleep_until};
 
-use super::engine::{Engine, EngineError};
+use super::engine::{CALLBACK_TIMEOUT, Engine, EngineError};
 use crate::config::Settings;
 use crate::control::Control;
+use crate::event::CALLBACK;
 use crate::pace::Closure;
 use crate::signal::Signals;
 use crate::store::{Filter, Outstanding, StoreError};
@@ -129,12 +130,14 @@ fn is_passing(error: &anyhow::Error) -> bool {
 ///
 /// An attempt that cannot be made yet, because its hook asked to be left alone or something stands before it, is left too.
 async fn first_attempts(control: &Control, settings: &Settings, options: &WaitOptions) -> Result<(), StoreError> {
-    let longest = settings.hooks.iter().map(|hook| hook.timeout).max().unwrap_or_default();
+    let timeouts = settings.hooks.iter().map(|hook| hook.timeout);
+    let longest = timeouts.max().unwrap_or_default().max(CALLBACK_TIMEOUT);
     let deadline = Instant::now() + longest + settings.grace;
     let watches = ids(&in_order(control, options).await?);
     while Instant::now() < deadline {
         let outstanding = control.store.outstanding(watches.clone()).await?;
-        let ours = |hook: &str| settings.hooks.iter().any(|known| known.subscription.hook == hook);
+        let known = |hook: &str| settings.hooks.iter().any(|known| known.subscription.hook == hook);
+        let ours = |hook: &str| hook.starts_with(CALLBACK) || known(hook);
         if !outstanding.iter().any(|hook| hook.untried > 0 && ours(&hook.hook)) {
             break;
         }

@@ -8,7 +8,7 @@ use reqwest::Client;
 use reqwest::header::HeaderMap;
 use url::Url;
 
-use super::guard::{Admission, Blocked, Guard};
+use super::guard::{Admission, Blocked, Guard, NotAdmitted};
 use super::signature::Signer;
 use super::webhook::{self, Webhook};
 use crate::clock::Timestamp;
@@ -53,17 +53,21 @@ impl Callbacks {
     pub async fn perform(&self, parcel: &Parcel, now: Timestamp, hurry: impl Future<Output = ()>) -> Attempt {
         match self.webhook(parcel) {
             Ok(webhook) => webhook.perform(parcel, now, hurry).await,
-            Err(error) => Attempt::bare(Outcome::Blocked { error }),
+            Err(outcome) => Attempt::bare(outcome),
         }
     }
 
-    fn webhook(&self, parcel: &Parcel) -> Result<Webhook, String> {
+    fn webhook(&self, parcel: &Parcel) -> Result<Webhook, Outcome> {
+        let blocked = |error: String| Outcome::Blocked { error };
         let url = parcel.callback_url.as_deref().and_then(|url| Url::parse(url).ok());
-        let url = url.ok_or_else(|| Blocked::Url("is no URL").to_string())?;
-        self.admission.admit(&url).map_err(|blocked| blocked.to_string())?;
+        let url = url.ok_or_else(|| blocked(Blocked::Url("is no URL").to_string()))?;
+        self.admission.admit(&url).map_err(|refusal| match refusal {
+            NotAdmitted::Blocked(rule) => blocked(rule.to_string()),
+            NotAdmitted::Unknown(_) => Outcome::Failed { error: refusal.to_string(), not_before: None },
+        })?;
         let made = self.client.get_or_init(|| webhook::client((self.guard)(Arc::clone(&self.admission)), None));
         Ok(Webhook {
-            client: made.clone()?,
+            client: made.clone().map_err(blocked)?,
             url,
             timeout: TIMEOUT,
             signer: self.signer.clone(),

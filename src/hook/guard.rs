@@ -63,6 +63,17 @@ pub enum Blocked {
     Url(&'static str),
 }
 
+/// Why a callback is not asked.
+#[derive(Debug, thiserror::Error)]
+pub enum NotAdmitted {
+    /// It must not be, until something is changed.
+    #[error(transparent)]
+    Blocked(#[from] Blocked),
+    /// A passing trouble, such as too many open files: another time it can be told.
+    #[error("this machine's own addresses cannot be listed: {0}")]
+    Unknown(#[from] io::Error),
+}
+
 impl Guard {
     /// Guards an operator's hooks.
     pub fn system() -> Self {
@@ -115,25 +126,24 @@ impl Admission {
     /// The first gate, before every attempt: the URL as it is written.
     ///
     /// # Errors
-    /// [`Blocked`] when it must not be asked. That this machine's addresses cannot be listed blocks, too.
-    pub fn admit(&self, url: &Url) -> Result<(), Blocked> {
+    /// When it must not be asked, or when that cannot be told just now.
+    pub fn admit(&self, url: &Url) -> Result<(), NotAdmitted> {
         match url.scheme() {
             "https" => {}
             "http" if self.allow_http => {}
-            "http" => return Err(Blocked::Http),
-            _ => return Err(Blocked::Url("is no http or https URL")),
+            "http" => return Err(Blocked::Http.into()),
+            _ => return Err(Blocked::Url("is no http or https URL").into()),
         }
         if !url.username().is_empty() || url.password().is_some() {
-            return Err(Blocked::Url("has a user or a password in it"));
+            return Err(Blocked::Url("has a user or a password in it").into());
         }
         let address: IpAddr = match url.host() {
-            None => return Err(Blocked::Url("has no host")),
+            None => return Err(Blocked::Url("has no host").into()),
             Some(Host::Domain(_)) => return Ok(()),
             Some(Host::Ipv4(address)) => address.into(),
             Some(Host::Ipv6(address)) => address.into(),
         };
-        let own = own_addresses().map_err(|_| Blocked::Address { address, rule: Rule::Own })?;
-        self.judge(address, &own)
+        Ok(self.judge(address, &own_addresses()?)?)
     }
 
     fn judge(&self, address: IpAddr, own: &[IpAddr]) -> Result<(), Blocked> {
@@ -259,12 +269,12 @@ pub mod tests {
             let url = Url::parse(&format!("http://{host}/")).unwrap();
             let blocked = admission.admit(&url).unwrap_err();
             assert!(
-                matches!(&blocked, Blocked::Address { address, .. } if address.to_string() == canonical),
+                matches!(&blocked, NotAdmitted::Blocked(Blocked::Address { address, .. }) if address.to_string() == canonical),
                 "{blocked}"
             );
         }
         for host in ["1.1.1.1", "[2606:4700:4700::1111]", "cms.example", "localhost"] {
-            assert_eq!(admission.admit(&Url::parse(&format!("https://{host}/")).unwrap()), Ok(()), "{host}");
+            assert!(admission.admit(&Url::parse(&format!("https://{host}/")).unwrap()).is_ok(), "{host}");
         }
     }
 

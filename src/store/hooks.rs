@@ -62,6 +62,11 @@ impl Store {
                      failing_since = NULL, next_probe_at = NULL WHERE name = ?1",
                 [&name],
             )?;
+            // What the receiver had put off is due as well: a person says that it works now.
+            for rows in &WAITING[..2] {
+                let sql = format!("UPDATE deliveries SET due_at = ?2 WHERE hook = ?1 AND due_at > ?2 AND {rows}");
+                connection.prepare_cached(&sql)?.execute(params![name, now.as_millis()])?;
+            }
             let released = connection.execute(
                 "UPDATE deliveries SET state = 'waiting', due_at = ?2 WHERE hook = ?1 AND state = 'held'",
                 params![name, now.as_millis()],

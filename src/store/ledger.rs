@@ -252,23 +252,40 @@ impl Store {
     /// Adapts the ledger to a configuration that names these hooks: what waits for another one is held, and what was
     /// held for one of these, unless it is disabled, is due again. No configuration names the lanes of callbacks: what
     /// was held for one of those is tried by the new configuration.
-    pub async fn adopt_hooks(&self, hooks: Vec<String>, now: Timestamp) -> Result<(), StoreError> {
+    ///
+    /// Without `hold` nothing is held: another daemon has another configuration. Returns how many were held.
+    pub async fn adopt_hooks(&self, hooks: Vec<String>, hold: bool, now: Timestamp) -> Result<usize, StoreError> {
         self.write(move |connection| {
             let hooks = serde_json::to_string(&hooks).map_err(|error| StoreError::Broken(error.to_string()))?;
-            connection.execute(
-                "UPDATE deliveries SET state = 'held', due_at = NULL,
-                     last_error = 'the configuration names no hook of this name'
-                 WHERE state = 'waiting' AND lease_until IS NULL
-                   AND hook NOT IN (SELECT value FROM json_each(?1)) AND hook NOT GLOB 'callback:*'",
-                [&hooks],
-            )?;
+            let gone = "hook NOT IN (SELECT value FROM json_each(?1)) AND hook NOT GLOB 'callback:*'";
+            let mut held = 0;
+            if hold {
+                // Nobody claims from a hook that is gone, so nobody else finds that a sender is.
+                connection.execute(
+                    &format!(
+                        "UPDATE attempts SET outcome = 'unknown', finished_at = ?2,
+                         error = 'its sender is gone: it may have been received'
+                     WHERE outcome IS NULL
+                       AND delivery_id IN (SELECT id FROM deliveries WHERE lease_until <= ?2 AND {gone})"
+                    ),
+                    params![hooks, now.as_millis()],
+                )?;
+                held = connection.execute(
+                    &format!(
+                        "UPDATE deliveries SET state = 'held', due_at = NULL, lease_owner = NULL, lease_until = NULL,
+                         last_error = 'the configuration names no hook of this name'
+                     WHERE state = 'waiting' AND (lease_until IS NULL OR lease_until <= ?2) AND {gone}"
+                    ),
+                    params![hooks, now.as_millis()],
+                )?;
+            }
             connection.execute(
                 "UPDATE deliveries SET state = 'waiting', due_at = ?2
                  WHERE state = 'held' AND (hook IN (SELECT value FROM json_each(?1)) OR hook GLOB 'callback:*')
                    AND hook NOT IN (SELECT name FROM hooks WHERE disabled_at IS NOT NULL)",
                 params![hooks, now.as_millis()],
             )?;
-            Ok(())
+            Ok(held)
         })
         .await
     }
@@ -287,31 +304,31 @@ pub(super) fn tell(connection: &Connection, event: &Event) -> Result<(), StoreEr
         return Ok(());
     }
     let seq = connection.last_insert_rowid();
-    for Addressee { hook, body } in &event.addressees {
-        supersede(connection, event, hook)?;
+    supersede(connection, event)?;
+    for Addressee { hook, body, problem } in &event.addressees {
         connection
             .prepare_cached(
-                "INSERT INTO deliveries (event_seq, hook, watch_id, body, due_at, created_at)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?5)",
+                "INSERT INTO deliveries (event_seq, hook, watch_id, body, due_at, created_at, last_error)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?5, ?6)",
             )?
-            .execute(params![seq, hook, event.watch_id, body, at])?;
+            .execute(params![seq, hook, event.watch_id, body, at, problem])?;
     }
     Ok(())
 }
 
 /// Nobody wants to hear that an asset is being processed once it has ended. A delivery that is under way stays.
-fn supersede(connection: &Connection, event: &Event, hook: &str) -> Result<(), StoreError> {
+fn supersede(connection: &Connection, event: &Event) -> Result<(), StoreError> {
     if event.event_type == "asset.processing" {
         return Ok(());
     }
     connection
         .prepare_cached(
-            "UPDATE deliveries SET state = 'dead', due_at = NULL, finished_at = ?3,
+            "UPDATE deliveries SET state = 'dead', due_at = NULL, finished_at = ?2,
                  last_error = 'superseded: the asset has ended since'
-             WHERE watch_id = ?1 AND hook = ?2 AND state IN ('waiting', 'held') AND lease_until IS NULL
+             WHERE watch_id = ?1 AND state IN ('waiting', 'held') AND lease_until IS NULL
                AND event_seq IN (SELECT seq FROM events WHERE watch_id = ?1 AND type = 'asset.processing')",
         )?
-        .execute(params![event.watch_id, hook, event.created_at.as_millis()])?;
+        .execute(params![event.watch_id, event.created_at.as_millis()])?;
     Ok(())
 }
 
@@ -322,6 +339,7 @@ fn claim_lane(
     only: Option<&str>,
 ) -> Result<Claimed<Parcel>, StoreError> {
     let nothing = |next_due| Claimed { lane: lane.name.clone(), rows: Vec::new(), next_due, alone: false };
+    end_tests(connection, lane, terms)?;
     match hooks::standing_of(connection, &lane.name)?.room(terms.now) {
         Room::Open => claim_open(connection, (lane, terms, only)),
         Room::Closed(until) => Ok(nothing(Some(until))),
@@ -340,6 +358,25 @@ fn claim_lane(
             }
         },
     }
+}
+
+/// A test whose sender is gone is not made again.
+fn end_tests(connection: &Connection, lane: &Lane, terms: &Terms) -> Result<(), StoreError> {
+    let mut statement = connection.prepare_cached(
+        "SELECT id FROM deliveries WHERE hook = ?1 AND lease_until <= ?2
+             AND (SELECT type FROM events WHERE seq = event_seq) = 'test'",
+    )?;
+    let ids = statement.query_map(params![lane.name, terms.now.as_millis()], |row| row.get(0))?;
+    for id in ids.collect::<Result<Vec<i64>, _>>()? {
+        unknown(connection, id, terms.now)?;
+        connection
+            .prepare_cached(
+                "UPDATE deliveries SET state = 'dead', due_at = NULL, finished_at = ?2, lease_owner = NULL,
+                     lease_until = NULL, last_error = 'whoever made this test is gone' WHERE id = ?1",
+            )?
+            .execute(params![id, terms.now.as_millis()])?;
+    }
+    Ok(())
 }
 
 fn claim_open(connection: &Connection, (lane, terms, only): Ask<'_>) -> Result<Claimed<Parcel>, StoreError> {
@@ -444,12 +481,13 @@ pub(super) fn finish_attempt(
     attempt: &Attempt,
     now: Timestamp,
 ) -> Result<(), StoreError> {
+    let interrupted = "it was stopped before its end: it may have been received".to_owned();
     let (outcome, error) = match &attempt.outcome {
         Outcome::Delivered => ("delivered", None),
         Outcome::Failed { error, .. } => ("failed", Some(error)),
         Outcome::Refused { error } | Outcome::Gone { error } => ("refused", Some(error)),
         Outcome::Blocked { error } => ("blocked", Some(error)),
-        Outcome::Interrupted => ("interrupted", None),
+        Outcome::Interrupted => ("interrupted", Some(&interrupted)),
     };
     let kept = |bytes: &Vec<u8>| (!bytes.is_empty()).then(|| bytes.clone());
     connection
@@ -500,7 +538,7 @@ pub(super) fn apply_verdict(
             error,
             finished_at,
         ])?;
-    if state != "delivered" && state != "dead" {
+    if changed > 0 && state != "delivered" && state != "dead" {
         supersede_late(connection, delivery.id, now)?;
     }
     Ok(changed == 0)
@@ -514,8 +552,7 @@ fn supersede_late(connection: &Connection, id: i64, now: Timestamp) -> Result<()
                  lease_until = NULL, last_error = 'superseded: the asset has ended since'
              WHERE id = ?1 AND state IN ('waiting', 'held')
                AND (SELECT type FROM events WHERE seq = event_seq) = 'asset.processing'
-               AND EXISTS (SELECT 1 FROM deliveries AS later WHERE later.watch_id = late.watch_id
-                               AND later.hook = late.hook AND later.id > late.id)",
+               AND EXISTS (SELECT 1 FROM watches WHERE id = late.watch_id AND state <> 'waiting')",
         )?
         .execute(params![id, now.as_millis()])?;
     Ok(())

@@ -183,7 +183,7 @@ async fn check_tells_what_to_change() {
         "ok   configuration",
         "ok   database",
         "ok   account default",
-        "BAD  hook gone            /nowhere/publish does not exist",
+        "BAD  hook gone            the command /nowhere/publish cannot be run: No such file",
     ] {
         assert!(checked.out.contains(line), "{line}: {}", checked.out);
     }
@@ -392,7 +392,8 @@ async fn odd_arguments_have_clear_errors() {
         (&["wait", "x", "--timeout", "99y"], 2, "at most ten years"),
         (&["events", "--since", "yesterday"], 2, "must be an instant"),
         (&["add", &long], 1, "at most 512 bytes"),
-        (&["add", "x", "--account", ""], 1, "1 to 64 characters"),
+        (&["add", "x", "--account", ""], 2, "1 to 64 of the characters"),
+        (&["add", "x", "--account", "a\nb"], 2, "1 to 64 of the characters"),
         (&["add", "y", "--account", "nope"], 0, "names no account \"nope\""),
         (&["list", "--database", "/dev/null"], 1, "not a regular file"),
     ] {

@@ -239,3 +239,44 @@ async fn a_command_cannot_read_the_environment_of_the_daemon() {
     assert!(tokio::time::timeout(Duration::from_secs(20), daemon.wait()).await.unwrap().unwrap().success());
     assert_eq!(api.count(), 1);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_that_is_tried_out_is_confined_as_by_the_daemon() {
+    let (_api, place) = place("https://x/".into(), &[("escapes", ESCAPE, "kill_after = \"100ms\"")]).await;
+    let tested = run(&place, &["hooks", "test", "escapes"]).await;
+    assert_eq!(tested.code, 0, "{tested:?}");
+    until_gone(&left(&place, "escapes").await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reload_does_not_end_a_command_that_has_time_left() {
+    let script =
+        "trap 'echo ended >\"$1.ended\"' TERM; echo begun >\"$1\"; while [ ! -e \"$1.go\" ]; do sleep 0.05; done";
+    let (_api, place) = place("https://x/".into(), &[("slow", script, "timeout = \"60s\"")]).await;
+    let text = std::fs::read_to_string(place.config()).unwrap();
+    std::fs::write(place.config(), text.replace("grace = \"2s\"", "grace = \"0s\"")).unwrap();
+    let daemon = Daemon::start(&place).await;
+    run(&place, &["add", "ast_1"]).await;
+    left(&place, "slow").await;
+    daemon.signal(Signal::HUP);
+    daemon.until_logged("INFO reloaded\n").await;
+    // A sign of life later the old pump would have been ended, with a grace of nothing.
+    let beat = "SELECT max(heartbeat_at) FROM daemons";
+    let first: i64 = place.ask(beat).unwrap();
+    eventually(SOON, "another sign of life", async || place.ask::<i64>(beat).filter(|at| *at > first)).await;
+    std::fs::write(place.path("slow.out.go"), "").unwrap();
+    until_told(&place, 1).await;
+    assert!(!place.path("slow.out.ended").exists(), "it was told to end");
+    assert_eq!(attempt(&place, "slow", "outcome"), "delivered");
+    assert!(daemon.stop().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn check_finds_a_command_that_would_be_held() {
+    use std::os::unix::fs::PermissionsExt;
+    let (_api, place) = place("https://x/".into(), &[("open", "true", ""), ("good", "true", "")]).await;
+    std::fs::set_permissions(place.path("open"), std::fs::Permissions::from_mode(0o777)).unwrap();
+    let checked = run(&place, &["check"]).await;
+    assert!(checked.out.lines().any(|line| line.starts_with("BAD  hook open") && line.contains("chmod go-w")));
+    assert!(checked.out.lines().any(|line| line.starts_with("ok   hook good")), "{}", checked.out);
+}

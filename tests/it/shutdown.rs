@@ -206,3 +206,41 @@ async fn a_full_disk_is_waited_out() {
     .await;
     assert!(daemon.stop().await.success());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_daemon_with_other_hooks_holds_nothing_of_the_firsts() {
+    let (api, failing) = (Server::api().await, Server::start(|_| Reply::status(500)).await);
+    let place = Place::new(&api, &webhook(&failing));
+    let first = Daemon::start(&place).await;
+    run(&place, &["add", "active_1"]).await;
+    failing.until(1).await;
+    place.until("SELECT count(*) FROM deliveries WHERE failures = 1 AND lease_owner IS NULL", 1).await;
+    let own = std::fs::read_to_string(place.config()).unwrap();
+    place.configure(&api.url(), "");
+    let second = Daemon::start(&place).await;
+    assert_eq!(place.ask::<String>("SELECT state FROM deliveries").unwrap(), "waiting");
+    assert!(second.stop().await.success());
+    std::fs::write(place.config(), own).unwrap();
+    failing.until(2).await;
+    assert!(first.stop().await.success());
+}
+
+/// What the unit keeps commands from is what the guard keeps callbacks from.
+#[test]
+fn the_unit_denies_the_addresses_that_hand_out_credentials() {
+    let unit = include_str!("../../systemd/assetwatch.service");
+    let denied = unit.lines().find_map(|line| line.strip_prefix("IPAddressDeny=")).unwrap();
+    let mut denied: Vec<&str> = denied.split(' ').collect();
+    denied.sort_unstable();
+    let mut known = [
+        "169.254.0.0/16",
+        "fe80::/10",
+        "fd00:ec2::254",
+        "fd20:ce::254",
+        "168.63.129.16",
+        "100.100.100.200",
+        "192.0.0.192",
+    ];
+    known.sort_unstable();
+    assert_eq!(denied, known);
+}

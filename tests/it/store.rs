@@ -179,7 +179,7 @@ fn told_to(hooks: &[&str]) -> TellBatch {
 }
 
 fn addressee(hook: &str) -> Addressee {
-    Addressee { hook: hook.into(), body: None }
+    Addressee { hook: hook.into(), body: None, problem: None }
 }
 
 /// A hook that names one event type.

@@ -107,7 +107,7 @@ fn what_a_webhook_sends_is_read_and_its_secrets_are_masked() {
     assert_eq!(
         shown[1..],
         [
-            "hooks.chat.body = \"[{{ data.url | tojson }}]\"  ~/system.toml:4",
+            "hooks.chat.body = \"***\"  ~/system.toml:4",
             "hooks.chat.proxy = \"http://***@proxy:3128/\"  ~/system.toml:5",
             "hooks.chat.rate = 0.5  $ASSETWATCH_HOOKS_CHAT_RATE",
         ]

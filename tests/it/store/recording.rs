@@ -187,7 +187,7 @@ async fn the_end_supersedes_an_undelivered_processing() {
     let again = base.claim(terms(&[("default", 1)])).await.remove(0).rows.remove(0);
     base.store.record(settled(&again), vec![event(&again, "asset.active", &hooks[..4])], nobody()).await.unwrap();
     let states: Vec<_> = base.deliveries(watch.id).await.iter().map(|delivery| delivery.state.as_str()).collect();
-    assert_eq!(states[..5], ["dead", "dead", "waiting", "delivered", "waiting"]);
+    assert_eq!(states[..5], ["dead", "dead", "waiting", "delivered", "dead"], "also where the end is not told");
     assert_eq!(states[5..], ["waiting"; 4], "the end itself is to be delivered");
     let superseded = &base.deliveries(watch.id).await[0];
     assert_eq!((superseded.finished_at, superseded.attempts), (Some(NOW), 0));

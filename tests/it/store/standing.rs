@@ -65,7 +65,7 @@ async fn a_disabled_hook_is_held_until_it_is_enabled() {
     let late = base.finish(in_flight, Attempt::bare(Outcome::Delivered), Verdict::Delivered, NOW).await;
     assert_eq!(late, Err(StoreError::LeaseLost));
     assert_eq!(base.ask::<String>("SELECT outcome FROM attempts"), "delivered", "what is known now");
-    base.store.adopt_hooks(vec!["cms".into(), "other".into(), "operator".into()], NOW).await.unwrap();
+    base.store.adopt_hooks(vec!["cms".into(), "other".into(), "operator".into()], true, NOW).await.unwrap();
     assert_eq!(base.ask::<String>(states), "held,held,held", "a reload enables nothing");
     assert_eq!(base.parcels(terms(&[("other", 9)])).await.len(), 1, "the other hook is not concerned");
     assert_eq!(base.store.enable_hook("cms".into(), NOW + MINUTE).await.unwrap(), 3);
@@ -150,7 +150,7 @@ async fn the_lanes_of_callbacks_are_found_in_portions() {
     base.execute(&format!("UPDATE deliveries SET attempts = 1 WHERE hook = '{}'", lanes[1]));
     base.execute(&format!("UPDATE deliveries SET lease_owner = 'x', lease_until = 1 WHERE hook = '{}'", lanes[2]));
     assert_eq!(found("", 9).await, lanes[1..3], "whatever waits in one");
-    base.store.adopt_hooks(vec!["cms".into()], NOW).await.unwrap();
+    base.store.adopt_hooks(vec!["cms".into()], true, NOW).await.unwrap();
     let states = "SELECT count(*) FROM deliveries WHERE state = 'waiting'";
     assert_eq!(base.ask::<i64>(states), 6, "no configuration names them; what was held is tried by the new one");
     assert_eq!(base.deliveries(1).await[0].state, DeliveryState::Waiting);
