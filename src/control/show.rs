@@ -201,7 +201,7 @@ fn not_told(subscription: &Subscription, watch: &Watch) -> Told {
     let words = |words: Vec<String>| words.join(", ");
     let (why, change) = if subscription.wants(&fact, watch) {
         (
-            "no: the hook did not exist when it happened".to_owned(),
+            "no: it was not in the configuration of whoever saw it happen".to_owned(),
             "`assetwatch add --again` watches the asset once more".to_owned(),
         )
     } else if !anywhere.wants(&fact, watch) {
