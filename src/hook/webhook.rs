@@ -85,7 +85,7 @@ impl Webhook {
             () = tokio::time::sleep(BODY_TIME) => {}
             () = hurry => {}
         }
-        Attempt { outcome, code: Some(status.as_u16().into()), headers, output, errors: Vec::new() }
+        Attempt { outcome, code: Some(status.as_u16().into()), headers, output: self.kept(output), errors: Vec::new() }
     }
 
     /// What is sent with the body; a value that is marked as sensitive is masked.
@@ -142,15 +142,27 @@ impl Webhook {
         found.map(|(name, value)| (name.to_string(), self.shown(value.as_bytes()))).collect()
     }
 
-    /// A header's value as one short line, without what it repeats of our own URL: that may be a secret.
+    /// A header's value as one short line, without what it repeats of ours.
     fn shown(&self, value: &[u8]) -> String {
+        let text = String::from_utf8_lossy(value);
+        let text = self.masked(&text).unwrap_or_else(|| text.into_owned());
+        text.chars().take(HEADER_LIMIT).flat_map(char::escape_debug).collect()
+    }
+
+    /// What is kept of an answer, as it is unless it repeats what may be a secret.
+    fn kept(&self, body: Vec<u8>) -> Vec<u8> {
+        self.masked(&String::from_utf8_lossy(&body)).map_or(body, String::into_bytes)
+    }
+
+    /// `text` without what it repeats of our own URL and of headers that may be secret; none if that is nothing.
+    fn masked(&self, text: &str) -> Option<String> {
         let ours = [&self.url[Position::BeforeUsername..Position::AfterPassword], &self.url[Position::BeforePath..]];
         let parts = ours.into_iter().flat_map(|text| text.split(['/', '?', '&', '=', ':', '#']));
-        let mut text = String::from_utf8_lossy(value).into_owned();
-        for part in parts.filter(|part| part.len() >= SECRET_LENGTH) {
-            text = text.replace(part, "…");
-        }
-        text.chars().take(HEADER_LIMIT).flat_map(char::escape_debug).collect()
+        let sensitive = self.headers.iter().filter(|(name, value)| value.is_sensitive() && *name != CONTENT_TYPE);
+        let values = sensitive.filter_map(|(_, value)| value.to_str().ok());
+        let secrets: Vec<&str> = parts.chain(values).filter(|part| part.len() >= SECRET_LENGTH).collect();
+        let repeats = secrets.iter().any(|secret| text.contains(secret));
+        repeats.then(|| secrets.iter().fold(text.to_owned(), |text, secret| text.replace(secret, "…")))
     }
 
     fn unanswered(&self, error: reqwest::Error) -> Outcome {

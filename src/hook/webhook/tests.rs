@@ -372,3 +372,19 @@ async fn a_proxy_is_used_by_the_hook_that_names_it() {
     assert_eq!(request.line, format!("POST http://{}/ HTTP/1.1", unasked.address));
     assert_eq!(request.headers["proxy-authorization"], "Basic dXNlcjpodW50ZXIy");
 }
+
+/// Some receivers answer with the request, and what they answer is kept and shown.
+#[tokio::test]
+async fn what_a_receiver_repeats_of_our_secrets_is_not_kept() {
+    let answer = "hunter2hunter2 by Bearer swordfish, not \u{fffd}";
+    let text = format!("HTTP/1.1 500 No\r\ncontent-length: {}\r\n\r\n{answer}", answer.len());
+    let receiver = Receiver::with([Reply::Text(text)]).await;
+    let secret = config::HeaderText::From(KeySource::Env("TOKEN".into()));
+    let url = format!("http://{}/services/hunter2hunter2", receiver.address).parse().unwrap();
+    let headers = vec![config::Header { name: "authorization".into(), value: secret }];
+    let target = Target::Webhook(config::Webhook { url, secrets: None, headers, proxy: None });
+    let env = |_: &str| Some("Bearer swordfish".into());
+    let hooks = Hooks::new(&[hook(target, SOON)], None, env).unwrap();
+    let attempt = tell(&hooks).await;
+    assert_eq!(String::from_utf8(attempt.output).unwrap(), "… by …, not \u{fffd}");
+}
