@@ -10,13 +10,15 @@
     reason = "a benchmark ends at a surprise, and prints what it measured"
 )]
 
-use std::io::{BufRead, BufReader};
+mod rig;
+
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Child;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use rig::{child, first_line, now_millis, pause, stop};
 use rusqlite::Connection;
 
 const POLLS: usize = 20_000;
@@ -131,11 +133,9 @@ fn waiting_memory(place: &Path, url: &str, count: usize) -> f64 {
     kib / 1024.0
 }
 
-/// A database with so many waiting watches, made by the program itself and filled as any other program would.
+/// A database with so many waiting watches, filled as any other program would.
 fn database(place: &Path, name: &str, count: usize, due_at: i64) -> PathBuf {
-    let path = place.join(format!("{name}.db"));
-    let made = assetwatch().arg("--database").arg(&path).arg("list").status().unwrap();
-    assert!(made.success());
+    let path = rig::database(place, name);
     let mut connection = Connection::open(&path).unwrap();
     let transaction = connection.transaction().unwrap();
     for number in 0..count {
@@ -147,32 +147,8 @@ fn database(place: &Path, name: &str, count: usize, due_at: i64) -> PathBuf {
 }
 
 fn daemon(place: &Path, url: &str, database: &Path, in_flight: usize) -> Child {
-    let config = place.join("config.toml");
-    let text = format!("[api]\nurl = \"{url}\"\nkey_env = \"KEY\"\nrate = 100000\nmax_in_flight = {in_flight}\n");
-    std::fs::write(&config, text).unwrap();
-    let mut command = assetwatch();
-    command.arg("--config").arg(config).arg("--database").arg(database).args(["run", "-q"]);
-    command.env("KEY", "key").spawn().unwrap()
-}
-
-fn assetwatch() -> Command {
-    Command::new(env!("CARGO_BIN_EXE_assetwatch"))
-}
-
-fn child(args: &[&str]) -> Child {
-    Command::new(std::env::current_exe().unwrap()).args(args).stdout(Stdio::piped()).spawn().unwrap()
-}
-
-fn first_line(child: &mut Child) -> String {
-    let mut line = String::new();
-    BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
-    line.trim().to_owned()
-}
-
-fn stop(daemon: &mut Child) {
-    let pid = rustix::process::Pid::from_child(daemon);
-    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
-    assert!(daemon.wait().unwrap().success());
+    let config = format!("[api]\nurl = \"{url}\"\nkey_env = \"KEY\"\nrate = 100000\nmax_in_flight = {in_flight}\n");
+    rig::daemon(place, database, &config)
 }
 
 /// User and system time of a process, from `/proc` (in ticks of 10 ms).
@@ -181,17 +157,6 @@ fn cpu(pid: u32) -> Duration {
     let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
     let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
     Duration::from_millis(ticks * 10)
-}
-
-#[expect(clippy::disallowed_methods, reason = "a benchmark waits for other processes")]
-fn pause(millis: u64) {
-    std::thread::sleep(Duration::from_millis(millis));
-}
-
-#[expect(clippy::disallowed_methods, reason = "a benchmark has no other clock")]
-fn now_millis() -> i64 {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
-    since.as_millis().try_into().unwrap()
 }
 
 /// An API in which everything is active.

@@ -11,13 +11,16 @@
     reason = "a benchmark ends at a surprise, and prints what it measured"
 )]
 
+mod rig;
+
 use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::Path;
+use std::process::Child;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use rig::{child, database, first_line, now_millis, pause, stop};
 use rusqlite::Connection;
 
 const WEBHOOKS: usize = 10_000;
@@ -111,55 +114,12 @@ fn latencies(place: &Path, url: &str, server: &mut Child) -> Vec<i64> {
     latencies
 }
 
-/// An empty database, made by the program itself.
-fn database(place: &Path, name: &str) -> PathBuf {
-    let path = place.join(format!("{name}.db"));
-    assert!(assetwatch().arg("--database").arg(&path).arg("list").status().unwrap().success());
-    path
-}
-
 fn daemon(place: &Path, url: &str, database: &Path) -> Child {
-    let config = place.join("config.toml");
-    let text = format!(
+    let config = format!(
         "[api]\nurl = \"{url}\"\nkey_env = \"KEY\"\nrate = 100000\n\
          [[hooks]]\nname = \"cms\"\nurl = \"{url}/hook\"\nconcurrency = {CONCURRENCY}\n"
     );
-    std::fs::write(&config, text).unwrap();
-    let mut command = assetwatch();
-    command.arg("--config").arg(config).arg("--database").arg(database).args(["run", "-q"]);
-    command.env("KEY", "key").spawn().unwrap()
-}
-
-fn assetwatch() -> Command {
-    Command::new(env!("CARGO_BIN_EXE_assetwatch"))
-}
-
-fn child(args: &[&str]) -> Child {
-    Command::new(std::env::current_exe().unwrap()).args(args).stdout(Stdio::piped()).spawn().unwrap()
-}
-
-/// One byte at a time: what comes after it is for whoever reads next.
-fn first_line(child: &mut Child) -> String {
-    let mut line = String::new();
-    BufReader::with_capacity(1, child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
-    line.trim().to_owned()
-}
-
-fn stop(daemon: &mut Child) {
-    let pid = rustix::process::Pid::from_child(daemon);
-    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
-    assert!(daemon.wait().unwrap().success());
-}
-
-#[expect(clippy::disallowed_methods, reason = "a benchmark waits for other processes")]
-fn pause(millis: u64) {
-    std::thread::sleep(Duration::from_millis(millis));
-}
-
-#[expect(clippy::disallowed_methods, reason = "a benchmark has no other clock")]
-fn now_millis() -> i64 {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
-    since.as_millis().try_into().unwrap()
+    rig::daemon(place, database, &config)
 }
 
 /// An API in which everything is active, and a receiver that says when it was told of which new asset.
