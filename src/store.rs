@@ -15,6 +15,7 @@ mod accounts;
 mod batches;
 mod commit;
 mod deliveries;
+mod history;
 mod hooks;
 mod lease;
 mod ledger;
@@ -32,7 +33,8 @@ pub use crate::standing::Standing as HookRow;
 pub use accounts::AccountRow;
 pub use batches::TellBatch;
 pub use deliveries::{Backlog, DeliveryFilter, DeliveryRow, Portion, Retried};
-pub use ledger::{AttemptRow, DaemonRow, Ending, EventRow, History, Outstanding};
+pub use history::{AttemptRow, EventRow, History};
+pub use ledger::{DaemonRow, Ending, Outstanding};
 pub use watches::{Added, Filter, NewWatch};
 
 use crate::clock::Timestamp;
