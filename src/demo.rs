@@ -133,7 +133,7 @@ impl Stage {
             took.as_secs_f64()
         ))?;
         output.line(&format!(
-            "The API answered {} times with 500 and {} times with 429; nobody noticed.",
+            "The API also answered with 500 ({}×) and 429 ({}×); nobody noticed.",
             world.broken, world.throttled
         ))?;
         output.line(&format!("{} webhooks came with a valid signature, {} without.", world.verified, world.forged))?;

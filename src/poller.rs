@@ -266,22 +266,19 @@ impl Poller {
     /// Writes down how the account stands, if that has changed, for those who look from outside and for the next start.
     async fn note(&self, account: &Account, turn: Option<Turn>, said: &str) {
         let name = account.name.as_str();
-        let (row, said) = {
-            let noted = account.noted.lock().unwrap_or_else(PoisonError::into_inner);
+        let (changed, said) = {
+            let mut noted = account.noted.lock().unwrap_or_else(PoisonError::into_inner);
             // Why it was closed, and not what any later poll said.
             let kept = noted.last_error.clone().filter(|_| !matches!(turn, Some(Turn::Closed(_))));
             let said = kept.unwrap_or_else(|| said.to_owned());
-            (self.account_row(account, &said), said)
-        };
-        let said = said.as_str();
-        let changed = {
-            let mut noted = account.noted.lock().unwrap_or_else(PoisonError::into_inner);
+            let row = self.account_row(account, &said);
             let changed = differs(&noted, &row);
             if changed {
-                noted.clone_from(&row);
+                *noted = row;
             }
-            changed
+            (changed, said)
         };
+        let said = said.as_str();
         let events: Vec<Event> = turn.and_then(|turn| self.turned(account, turn, said)).into_iter().collect();
         if !changed && events.is_empty() {
             return;

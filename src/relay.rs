@@ -98,7 +98,7 @@ pub struct Relay {
     /// What our attempts are at.
     pub slots: Slots,
     /// Who is told that a hook was disabled.
-    pub subscriptions: Vec<Subscription>,
+    pub subscriptions: Arc<[Subscription]>,
     /// The lane of callbacks that was looked at last: the next turn goes on behind it.
     pub looked_at: Mutex<String>,
     /// Makes an attempt.
@@ -284,7 +284,7 @@ impl Relay {
         outcome: Outcome,
         now: Timestamp,
     ) -> impl FnOnce(&Standing) -> Ending + Send + 'static {
-        let (install_id, subscriptions) = (self.store.install_id().to_owned(), self.subscriptions.clone());
+        let (install_id, subscriptions) = (self.store.install_id().to_owned(), Arc::clone(&self.subscriptions));
         let mut random = [0; 16];
         // Two notices of one id would be one fact to a receiver; the dice are worse than the system's, and good enough.
         if getrandom::fill(&mut random).is_err() {

@@ -19,6 +19,7 @@ const PROBES: [Duration; 5] = [
     Duration::from_secs(40),
     Duration::from_secs(60),
 ];
+const LONGEST_PROBE: Duration = PROBES[PROBES.len() - 1];
 /// Nothing but failures for so long disables a hook: longer than a weekend and the whole schedule of one delivery.
 const DISABLE_AFTER: Duration = Duration::from_secs(5 * 24 * 3_600);
 /// The longest Retry-After of a receiver that is believed.
@@ -84,7 +85,7 @@ impl Standing {
     pub fn room(&self, now: Timestamp) -> Room {
         let ahead = |instant: Option<Timestamp>, longest| instant.filter(|at| *at > now && *at <= now + longest);
         let hold = ahead(self.held_until, LONGEST_HOLD + LEEWAY);
-        let probe = ahead(self.next_probe_at, PROBES[PROBES.len() - 1] + LEEWAY);
+        let probe = ahead(self.next_probe_at, LONGEST_PROBE + LEEWAY);
         match hold.max(probe) {
             _ if self.disabled_at.is_some() => Room::Disabled,
             Some(until) => Room::Closed(until),
@@ -129,7 +130,7 @@ impl Standing {
             after.held_until = believed.max(Some(now + wait.min(LONGEST_HOLD)));
         }
         // What was in flight when the breaker opened says nothing new, and puts off no probe.
-        let is_early = self.next_probe_at.is_some_and(|probe| now < probe && probe <= now + PROBES[4] + LEEWAY);
+        let is_early = self.next_probe_at.is_some_and(|probe| now < probe && probe <= now + LONGEST_PROBE + LEEWAY);
         if is_early {
             return after;
         }

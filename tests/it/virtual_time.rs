@@ -171,7 +171,8 @@ impl World {
                 rate: None,
             }),
             slots: Slots::default(),
-            subscriptions: vec![Subscription { on: vec![Topic::parse("hook.disabled")], ..subscription("operator") }],
+            subscriptions: vec![Subscription { on: vec![Topic::parse("hook.disabled")], ..subscription("operator") }]
+                .into(),
             looked_at: Mutex::default(),
             perform: Arc::new(move |parcel| performs[parcel.delivery.hook.as_str()](parcel)),
             only: None,
