@@ -26,6 +26,7 @@ pub use progress::{Progress, Screen};
 pub use verbs::{perform, print_waited, watches_for};
 
 use crate::config::Overrides;
+use crate::control::{check_account, check_batch, check_metadata, duration};
 use crate::watch::State;
 
 const EXIT_CODES: &str = "\
@@ -311,48 +312,22 @@ pub fn command() -> clap::Command {
     Cli::command()
 }
 
-/// Nobody waits longer, and no clock overflows.
-const LONGEST: Duration = Duration::from_secs(10 * 366 * 24 * 3_600);
-
 /// What is not UTF-8 becomes an id that is refused like any other bad one, so that it does not keep the good ones from
 /// being added.
 fn asset_id() -> impl TypedValueParser<Value = String> {
     OsStringValueParser::new().map(|id| id.to_string_lossy().into_owned())
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
-    match parse_duration(text) {
-        Ok(Duration::ZERO) => Err("it must be longer than nothing".into()),
-        Ok(duration) if duration > LONGEST => Err("it must be at most ten years".into()),
-        Ok(duration) => Ok(duration),
-        Err(error) => Err(format!("{error}; write it like `90s`, `10m` or `2h 30m`")),
-    }
-}
-
-/// As humantime has it, which panics on a sum beyond what a `Duration` holds; that takes more digits than make sense.
-fn parse_duration(text: &str) -> Result<Duration, humantime::DurationError> {
-    let digits = text.bytes().filter(u8::is_ascii_digit).count();
-    if digits > 16 { Err(humantime::DurationError::NumberOverflow) } else { humantime::parse_duration(text) }
-}
-
-/// No configuration could name any other one.
 fn account(text: &str) -> Result<String, String> {
-    let fits = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'_' | b'-');
-    match text.len() {
-        1..=64 if text.bytes().all(fits) => Ok(text.into()),
-        _ => Err("an account's name has 1 to 64 of the characters a-z, 0-9, _ and -".into()),
-    }
+    check_account(text).map(|()| text.to_owned())
 }
 
 fn metadata(text: &str) -> Result<String, String> {
-    crate::control::check_metadata(text).map(|()| text.to_owned())
+    check_metadata(text).map(|()| text.to_owned())
 }
 
 fn batch(text: &str) -> Result<String, String> {
-    match text.chars().count() {
-        1..=128 if !text.chars().any(char::is_control) => Ok(text.to_owned()),
-        _ => Err("a batch's name has 1 to 128 characters, none of them a control character".into()),
-    }
+    check_batch(text).map(|()| text.to_owned())
 }
 
 fn state(text: &str) -> Result<State, String> {

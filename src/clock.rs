@@ -3,6 +3,7 @@
 //! Two clocks: wall time ([`Timestamp`]) is what the database keeps, because it survives a restart; monotonic time
 //! ([`Tick`]) is what a pace or a sleep is measured in, because nobody can set it back.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::ops::Add;
 use std::str::FromStr;
@@ -10,6 +11,9 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Serialize, Serializer};
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::{KnownFormat, ObjectBuilder, Schema, SchemaFormat, Type};
+use utoipa::{PartialSchema, ToSchema};
 
 /// The last millisecond of the year 9999: the end of what RFC 3339 can write.
 const LAST: i64 = 253_402_300_799_999;
@@ -69,6 +73,20 @@ impl FromStr for Timestamp {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         humantime::parse_rfc3339_weak(text).map(Self::from)
+    }
+}
+
+impl PartialSchema for Timestamp {
+    fn schema() -> RefOr<Schema> {
+        let description = "An instant, RFC 3339";
+        let string = ObjectBuilder::new().schema_type(Type::String).description(Some(description));
+        string.format(Some(SchemaFormat::KnownFormat(KnownFormat::DateTime))).into()
+    }
+}
+
+impl ToSchema for Timestamp {
+    fn name() -> Cow<'static, str> {
+        "Instant".into()
     }
 }
 

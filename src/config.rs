@@ -36,6 +36,7 @@ pub use origin::{Entry, Origin};
 pub use reader::closest;
 pub(crate) use secret::read_at_most;
 pub use secret::{KeyError, KeySource, Secret};
+pub use settle::DEFAULT_ACCOUNT;
 
 /// The file of the whole machine.
 const SYSTEM_FILE: &str = "/etc/assetwatch/config.toml";
@@ -313,6 +314,8 @@ pub struct Http {
     pub listen: Listen,
     /// What callers have to show; always there when other machines can reach the server.
     pub token: Option<KeySource>,
+    /// Names by which callers reach it, in lower case, besides `localhost` and addresses.
+    pub hosts: Vec<String>,
 }
 
 /// Where a server listens.

@@ -1,23 +1,31 @@
-//! The verbs, once: what the command line and later the HTTP interface do to watches.
+//! The verbs, once: what the command line and the HTTP interface do to watches.
 
+mod checks;
 mod deliveries;
 mod hooks;
+mod overview;
 mod show;
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde::Serialize;
+use utoipa::ToSchema;
 
+pub use checks::{check_account, check_batch, check_callback_url, check_metadata, duration, instant, parse_duration};
 pub use hooks::{HookShown, HookState, HookVerbError, Tested};
+pub use overview::{AccountShown, DeliveryCounts, OverviewShown, WatchCounts};
 pub use show::{Shown, Told};
 
 use crate::clock::{Clock, Timestamp};
 use crate::config::Hook;
 use crate::decide;
 use crate::event::{Batch, Event, Fact, Subscription, Telling};
+use crate::pace::Pace;
+use crate::pump::Wake;
 use crate::store::{AccountRow, Added, DaemonRow, EventRow, Filter, NewWatch, Store, StoreError, TellBatch};
-use crate::watch::{LONGEST_METADATA, State, Watch, check_asset_id};
+use crate::watch::{State, Watch, check_asset_id};
 
 /// A daemon whose latest sign of life is older is taken for dead.
 const FRESH: Duration = Duration::from_secs(20);
@@ -35,6 +43,19 @@ pub struct Control {
     pub hooks: Vec<Hook>,
     /// The accounts that the configuration names.
     pub accounts: Vec<String>,
+    /// The poller and the relay of this process, if it has them: whatever a verb makes due is worked at once.
+    pub running: Running,
+}
+
+/// What a daemon's verbs know of its own poller and relay; nothing of it where none runs.
+#[derive(Clone, Default)]
+pub struct Running {
+    /// Has the poller look again.
+    pub polling: Wake,
+    /// Has the relay look again.
+    pub telling: Wake,
+    /// How each account is paced.
+    pub paces: BTreeMap<String, Arc<Mutex<Pace>>>,
 }
 
 /// The options of `add`, for all ids of one call.
@@ -55,7 +76,7 @@ pub struct AddOptions {
 }
 
 /// What `add` did with one id. As JSON it has `asset_id`, `result`, and `watch` or `error`.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
 pub struct AddResult {
     /// The id as it was given.
     pub asset_id: String,
@@ -68,7 +89,7 @@ pub struct AddResult {
 }
 
 /// What `add` did.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum AddOutcome {
     /// It is watched now.
@@ -110,12 +131,20 @@ impl Control {
                 Err(why) => Some(refused(id, why.to_string())),
             }));
         }
+        self.running.polling.wake();
         Ok(results)
     }
 
     /// Stops following the newest watch of an asset; hooks that want to hear of it are told.
     pub async fn cancel(&self, asset_id: &str, account: Option<&str>) -> Result<Cancelled, StoreError> {
-        let Some(newest) = self.newest(asset_id, account).await? else { return Ok(Cancelled::Unknown) };
+        match self.newest(asset_id, account).await? {
+            Some(newest) => self.cancel_watch(newest).await,
+            None => Ok(Cancelled::Unknown),
+        }
+    }
+
+    /// Stops following this watch; hooks that want to hear of it are told.
+    pub async fn cancel_watch(&self, newest: Watch) -> Result<Cancelled, StoreError> {
         let (now, subscriptions) = (self.clock.now(), self.subscriptions());
         let install_id = self.store.install_id().to_owned();
         let before = newest.state;
@@ -126,6 +155,7 @@ impl Control {
             (after, vec![event])
         };
         let ended = self.store.end(newest.id, rule, self.tell_batch()).await?;
+        self.running.telling.wake();
         Ok(match ended {
             None => Cancelled::Unknown,
             // It may have settled between the look and the write: then it was not cancelled.
@@ -136,9 +166,25 @@ impl Control {
         })
     }
 
+    /// Has a waiting watch polled now, as far as its account's pace allows. The watch as it stands then, which may have
+    /// ended; none when there is no such watch.
+    pub async fn poll_now(&self, watch: i64) -> Result<Option<Watch>, StoreError> {
+        let watch = self.store.poll_now(watch, self.clock.now()).await?;
+        self.running.polling.wake();
+        Ok(watch)
+    }
+
     /// Closes a batch, which may settle with it; none when there is no such batch.
     pub async fn close_batch(&self, name: &str) -> Result<Option<Batch>, StoreError> {
-        self.store.close_batch(name.to_owned(), self.clock.now(), self.tell_batch()).await
+        let closed = self.store.close_batch(name.to_owned(), self.clock.now(), self.tell_batch()).await?;
+        self.running.telling.wake();
+        Ok(closed)
+    }
+
+    /// The watch of this number.
+    pub async fn watch(&self, id: i64) -> Result<Option<Watch>, StoreError> {
+        let filter = Filter { ids: Some(vec![id]), ..Filter::default() };
+        Ok(self.store.watches(filter).await?.pop())
     }
 
     /// The newest watch of an asset.
@@ -229,43 +275,6 @@ pub fn account_standing(row: &AccountRow, now: Timestamp) -> Option<String> {
         },
     };
     Some(sentence)
-}
-
-/// Whether `text` is JSON that an event can carry.
-///
-/// # Errors
-/// What is wrong with it.
-pub fn check_metadata(text: &str) -> Result<(), String> {
-    if text.len() > LONGEST_METADATA {
-        return Err(format!("metadata has at most {LONGEST_METADATA} bytes, and this has {}", text.len()));
-    }
-    let json = serde_json::from_str::<serde::de::IgnoredAny>(text);
-    json.map(drop).map_err(|error| format!("metadata must be JSON: {error}"))
-}
-
-/// The longest callback URL, in bytes.
-const LONGEST_CALLBACK: usize = 2_048;
-
-/// Whether `text` can be a callback URL. Where it may lead is judged when it is called: what is allowed may change.
-///
-/// # Errors
-/// What is wrong with it, without repeating it: its query may be a secret.
-pub fn check_callback_url(text: &str) -> Result<(), String> {
-    if text.len() > LONGEST_CALLBACK {
-        return Err(format!("a callback URL has at most {LONGEST_CALLBACK} bytes, and this has {}", text.len()));
-    }
-    // The parser would take white space and control characters out, and so call another address than was written.
-    if text.contains(|character: char| character.is_control() || character.is_whitespace()) {
-        return Err("a callback URL has no white space and no control characters".into());
-    }
-    let url = url::Url::parse(text).map_err(|error| format!("a callback must be an http or https URL: {error}"))?;
-    if !matches!(url.scheme(), "http" | "https") || url.host().is_none() {
-        return Err("a callback must be an http or https URL, such as https://cms.example/done".into());
-    }
-    if !url.username().is_empty() || url.password().is_some() {
-        return Err("a callback URL must not have a user or a password in it".into());
-    }
-    Ok(())
 }
 
 /// The name of this machine, as `daemons` and leases have it.

@@ -2,6 +2,7 @@
 
 mod engine;
 mod run;
+mod server;
 mod wait;
 
 use std::path::Path;
@@ -12,7 +13,7 @@ pub use wait::{Ending, WaitOptions, Waited, wait};
 
 use crate::clock::Clock;
 use crate::config::Settings;
-use crate::control::Control;
+use crate::control::{Control, Running};
 use crate::store::{Store, StoreError};
 
 /// Opens the database of `settings`, for the verbs.
@@ -27,5 +28,5 @@ pub async fn open(settings: &Settings) -> Result<Control, StoreError> {
 /// What the verbs take of these settings.
 fn control(store: Store, clock: Clock, settings: &Settings) -> Control {
     let accounts = settings.accounts.iter().map(|account| account.name.clone()).collect();
-    Control { store, clock, hooks: settings.hooks.clone(), accounts }
+    Control { store, clock, hooks: settings.hooks.clone(), accounts, running: Running::default() }
 }

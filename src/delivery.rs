@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::clock::Timestamp;
 
 /// Where a delivery stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum DeliveryState {
     /// Due now or later.
@@ -41,7 +41,7 @@ impl DeliveryState {
 }
 
 /// One event for one hook, at least once: one row of `deliveries`. As JSON it has the names of the columns.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, utoipa::ToSchema)]
 pub struct Delivery {
     /// Our number for it; never used again.
     pub id: i64,

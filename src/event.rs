@@ -66,7 +66,7 @@ pub enum Notice {
 }
 
 /// How a batch stands.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 pub struct Batch {
     /// Its name, which the caller of `add` chose.
     #[serde(rename = "batch")]

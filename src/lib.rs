@@ -36,8 +36,9 @@ pub mod pump;
 pub mod poller;
 pub mod relay;
 
-// Layer 3, faces: the verbs, and the command line that speaks them.
+// Layer 3, faces: the verbs, and the server and the command line that speak them.
 pub mod control;
+pub mod http;
 pub mod cli;
 
 // Layer 4, wiring: start in order, stop in order.

@@ -7,6 +7,7 @@ use anyhow::Context;
 use assetwatch::cli::{self, Cli, Command, ConfigCommand, HooksCommand, Output, Progress, Screen, exit};
 use assetwatch::config::{self, ConfigError, Environment, Settings};
 use assetwatch::daemon::{self, Ending, EngineError, WaitOptions, Waited};
+use assetwatch::http::GateError;
 use assetwatch::signal::Signals;
 use assetwatch::telemetry::{self, Verbosity};
 use assetwatch::watch::{State, Watch};
@@ -133,7 +134,7 @@ fn complain(error: &anyhow::Error) -> u8 {
     }
     cli::complain(&format!("{error:#}"));
     let engine = error.downcast_ref::<EngineError>();
-    if error.is::<ConfigError>() || engine.is_some_and(EngineError::is_configuration) {
+    if error.is::<ConfigError>() || error.is::<GateError>() || engine.is_some_and(EngineError::is_configuration) {
         return exit::CONFIGURATION;
     }
     exit::FAILURE

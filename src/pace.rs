@@ -171,6 +171,17 @@ pub struct Standing {
     pub lost_ms: i64,
 }
 
+/// How much is asked of an account.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Load {
+    /// As configured.
+    pub limits: Limits,
+    /// The rate in force, in requests a second.
+    pub rate: f64,
+    /// Requests in flight.
+    pub in_flight: u32,
+}
+
 /// The pace of one account.
 #[derive(Clone, Debug)]
 pub struct Pace {
@@ -392,6 +403,11 @@ impl Pace {
             held_until: (self.not_before > now).then_some(self.not_before),
             lost_ms: closed.map_or_else(|| self.lost_ms(now), |shut| self.lost.at(shut.since)),
         }
+    }
+
+    /// How much is asked of the account.
+    pub fn load(&self, now: Tick) -> Load {
+        Load { limits: self.limits, rate: self.rate(now), in_flight: self.in_flight }
     }
 
     /// Whether another asset than `watch` has been answered since the account was closed or an asset was forbidden.

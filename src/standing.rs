@@ -29,7 +29,7 @@ const LEEWAY: Duration = Duration::from_secs(60);
 
 /// One row of `hooks`: what is known of a hook, or of the lane of callbacks to one origin, beyond its configuration. As
 /// JSON it has the names of the columns.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 pub struct Standing {
     /// The configuration's name for it, or the lane of callbacks.
     pub name: String,

@@ -20,6 +20,7 @@ mod hooks;
 mod lease;
 mod ledger;
 mod open;
+mod overview;
 mod rows;
 mod watches;
 
@@ -35,6 +36,7 @@ pub use batches::TellBatch;
 pub use deliveries::{Backlog, DeliveryFilter, DeliveryRow, Portion, Retried};
 pub use history::{AttemptRow, EventRow, History};
 pub use ledger::{DaemonRow, Ending, Outstanding};
+pub use overview::{Lateness, Overview, Settled, WaitingTime};
 pub use watches::{Added, Filter, NewWatch};
 
 use crate::clock::Timestamp;
@@ -122,6 +124,8 @@ struct Shared {
     /// Looks never wait for a commit.
     reader: Mutex<Connection>,
     queue: Mutex<commit::Queue>,
+    /// Counts our own commits.
+    commits: tokio::sync::watch::Sender<u64>,
 }
 
 impl Store {
@@ -142,6 +146,11 @@ impl Store {
     /// Where the database is.
     pub fn path(&self) -> &Path {
         &self.shared.path
+    }
+
+    /// Changes whenever this process has committed something.
+    pub fn commits(&self) -> tokio::sync::watch::Receiver<u64> {
+        self.shared.commits.subscribe()
     }
 
     /// A number that changes whenever another process has committed a change.

@@ -3,7 +3,6 @@
 use std::fmt;
 use std::time::Duration;
 
-use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
 use serde_json::value::RawValue;
 
@@ -48,7 +47,7 @@ pub fn check_asset_id(text: &str) -> Result<(), BadAssetId> {
 }
 
 /// Where a watch stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, utoipa::ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
     /// Followed: the asset has not left its waiting statuses yet.
@@ -88,7 +87,7 @@ impl fmt::Display for State {
 }
 
 /// Why a watch was abandoned.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Reason {
     /// The API did not know the asset for longer than the grace.
@@ -116,7 +115,7 @@ impl Reason {
 }
 
 /// What the API says of an asset. Only a status is needed; everything else may be absent.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, utoipa::ToSchema)]
 pub struct Asset {
     /// The API's word, verbatim.
     pub status: Option<String>,
@@ -151,7 +150,7 @@ impl Asset {
 }
 
 /// The streaks that the rules count; each is of polls in a row.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 pub struct Streaks {
     /// Answers with the same waiting status.
     #[serde(rename = "waiting_streak")]
@@ -171,8 +170,17 @@ pub struct Since {
     pub base: i64,
 }
 
+/// How [`Watch::missing`] is written.
+#[derive(Serialize, utoipa::ToSchema)]
+struct Missing {
+    /// The first of the 404s in a row.
+    missing_at: Option<Timestamp>,
+    /// The account's lost time then, in milliseconds.
+    missing_base: Option<i64>,
+}
+
 /// One row of `watches`. As JSON it has the names of the columns.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, utoipa::ToSchema)]
 pub struct Watch {
     /// Our number for it; never used again.
     pub id: i64,
@@ -192,6 +200,7 @@ pub struct Watch {
     pub lease_until: Option<Timestamp>,
     /// Its own patience, when it is not the configured one.
     #[serde(serialize_with = "as_text")]
+    #[schema(value_type = Option<String>, examples("2h"))]
     pub patience: Option<Duration>,
     /// How often it was polled.
     pub polls: i64,
@@ -200,6 +209,7 @@ pub struct Watch {
     pub streaks: Streaks,
     /// The first of the 404s in a row.
     #[serde(flatten, serialize_with = "as_missing")]
+    #[schema(value_type = Missing)]
     pub missing: Option<Since>,
     /// What the API said last.
     #[serde(flatten)]
@@ -212,6 +222,7 @@ pub struct Watch {
     pub batch: Option<String>,
     /// The caller's JSON, handed on untouched.
     #[serde(serialize_with = "as_json")]
+    #[schema(value_type = Option<serde_json::Value>)]
     pub metadata: Option<String>,
     /// The caller's own webhook.
     pub callback_url: Option<String>,
@@ -242,12 +253,9 @@ fn as_json<S: Serializer>(metadata: &Option<String>, serializer: S) -> Result<S:
     metadata.as_deref().and_then(raw_json).serialize(serializer)
 }
 
-/// With the names of the two columns that hold it.
 fn as_missing<S: Serializer>(missing: &Option<Since>, serializer: S) -> Result<S::Ok, S::Error> {
-    let mut columns = serializer.serialize_map(Some(2))?;
-    columns.serialize_entry("missing_at", &missing.map(|first| first.at))?;
-    columns.serialize_entry("missing_base", &missing.map(|first| first.base))?;
-    columns.end()
+    let columns = Missing { missing_at: missing.map(|first| first.at), missing_base: missing.map(|first| first.base) };
+    columns.serialize(serializer)
 }
 
 fn as_text<S: Serializer>(patience: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {

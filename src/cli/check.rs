@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::output::{Output, exit, plain, unheard};
 use crate::clock::Clock;
 use crate::config::{self, Callbacks, Hook, Settings, Target, Webhook};
-use crate::control::Control;
+use crate::control::{Control, Running};
 use crate::hook::{Hooks, check_program};
 use crate::store::{Store, StoreError};
 
@@ -90,7 +90,7 @@ async fn database(settings: &Settings) -> Vec<Line> {
         Err(error) => return vec![line("database", Finding::Bad, error.to_string())],
     };
     let accounts = settings.accounts.iter().map(|account| account.name.clone()).collect();
-    let control = Control { store, clock: Clock::system(), hooks: Vec::new(), accounts };
+    let control = Control { store, clock: Clock::system(), hooks: Vec::new(), accounts, running: Running::default() };
     let unusable = |error: StoreError| line("database", Finding::Bad, error.to_string());
     let mut lines = match written(&control).await {
         Ok(waiting) => {

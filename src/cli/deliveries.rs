@@ -4,9 +4,9 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 
 use super::output::{Output, complain, exit, plain, span, unheard};
-use super::verbs::{PAGE, SCREENFUL, instant, since};
+use super::verbs::{PAGE, SCREENFUL, since};
 use crate::clock::Timestamp;
-use crate::control::Control;
+use crate::control::{Control, instant};
 use crate::delivery::DeliveryState;
 use crate::store::{DeliveryFilter, DeliveryRow, Portion, Retried, StoreError};
 
@@ -178,7 +178,8 @@ async fn retry_dead(args: RetryDeliveries, control: &Control, output: Output) ->
     if let Some(hook) = &args.hook {
         control.known_hook(hook).await?;
     }
-    let since = args.since.as_deref().map(|text| instant(text, control.clock.now())).transpose()?;
+    let since =
+        args.since.as_deref().map(|text| instant(text, control.clock.now())).transpose().map_err(anyhow::Error::msg)?;
     let since = since.unwrap_or(Timestamp::from_millis(i64::MIN));
     let Portion { due, held, .. } = control.retry_dead(args.hook.as_deref(), since).await?;
     if output.json {

@@ -1,13 +1,13 @@
 //! The verbs that need no daemon: they open the database directly, so they work while it is down.
 
 use std::io::{self, BufRead};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use super::output::{Output, complain, exit, plain, span, summary, unheard, word};
 use super::{Add, Cancel, Command, Events, List, WaitOutput};
 use super::{batches, deliveries, hooks, show};
 use crate::clock::Timestamp;
-use crate::control::{AddOptions, AddOutcome, AddResult, Cancelled, Control, check_callback_url};
+use crate::control::{AddOptions, AddOutcome, AddResult, Cancelled, Control, check_callback_url, instant};
 use crate::event::{Batch, Gist};
 use crate::store::{EventRow, Filter};
 use crate::watch::{State, Watch};
@@ -217,7 +217,7 @@ async fn cancel(args: Cancel, control: &Control, output: Output) -> anyhow::Resu
 
 async fn events(args: Events, control: &Control, output: Output) -> anyhow::Result<u8> {
     let since = match &args.since {
-        Some(text) => instant(text, control.clock.now())?,
+        Some(text) => instant(text, control.clock.now()).map_err(anyhow::Error::msg)?,
         None if args.follow => control.clock.now(),
         None => Timestamp::from_millis(i64::MIN),
     };
@@ -273,17 +273,7 @@ fn notice(event: &EventRow) -> String {
 
 /// Whether `--since` can be understood; what it means depends on the time.
 pub(super) fn since(text: &str) -> Result<String, String> {
-    instant(text, Timestamp::default()).map(|_| text.to_owned()).map_err(|error| error.to_string())
-}
-
-/// An instant: RFC 3339, or a time ago.
-pub(super) fn instant(text: &str, now: Timestamp) -> anyhow::Result<Timestamp> {
-    if let Ok(instant) = text.parse() {
-        return Ok(instant);
-    }
-    let ago = super::parse_duration(text)
-        .map_err(|_| anyhow::anyhow!("it must be an instant like `2026-09-21T10:00:00Z` or a time ago like `2h`"))?;
-    Ok(now.as_system_time().checked_sub(ago).unwrap_or(SystemTime::UNIX_EPOCH).into())
+    instant(text, Timestamp::default()).map(|_| text.to_owned())
 }
 
 /// Watches for assets that are waited for: those that are there, and new ones for the rest.

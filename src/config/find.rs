@@ -12,6 +12,8 @@ use super::{CONFIG_VARIABLE, Environment, Origin, Overrides};
 const LARGEST: u64 = 256 * 1_024;
 /// The name of the credential that systemd may hold the API key in.
 const CREDENTIAL: &str = "api-key";
+/// The credential that holds the token of the HTTP server.
+const TOKEN_CREDENTIAL: &str = "http-token";
 /// The variable in which the vendor's own examples keep the key.
 const KEY_VARIABLE: &str = "AFFOGATO_API_KEY";
 
@@ -98,10 +100,19 @@ pub(super) enum FoundKey {
     Variable { name: &'static str, is_set: bool },
 }
 
+/// The file of the credential that systemd holds for the HTTP server's token, if there is one.
+pub(super) fn token(environment: &Environment) -> Option<PathBuf> {
+    credential(environment, TOKEN_CREDENTIAL)
+}
+
+fn credential(environment: &Environment, name: &str) -> Option<PathBuf> {
+    let directory = environment.get("CREDENTIALS_DIRECTORY")?;
+    Some(Path::new(&directory).join(name)).filter(|path| path.exists())
+}
+
 /// Looks for the API key where systemd and people put it.
 pub(super) fn key(environment: &Environment) -> FoundKey {
-    let credentials = environment.get("CREDENTIALS_DIRECTORY").map(|directory| Path::new(&directory).join(CREDENTIAL));
-    match credentials.filter(|path| path.exists()) {
+    match credential(environment, CREDENTIAL) {
         Some(path) => FoundKey::Credential(path),
         None => FoundKey::Variable { name: KEY_VARIABLE, is_set: environment.get(KEY_VARIABLE).is_some() },
     }

@@ -308,6 +308,18 @@ pub(super) fn listen(value: &Value) -> Judged<Listen> {
     )
 }
 
+/// The name of a machine, as callers write it, without a port.
+pub(super) fn host(value: &Value) -> Judged<String> {
+    let fits = |text: &&str| {
+        let fits = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+        (1..=253).contains(&text.len()) && text.bytes().all(fits) && !text.ends_with('.')
+    };
+    match value.text().filter(fits) {
+        Some(text) => Ok(text.to_ascii_lowercase()),
+        None => shown_with("must be a host's name without a port, such as \"assetwatch.example\""),
+    }
+}
+
 /// A net in CIDR notation.
 pub(super) fn net(value: &Value) -> Judged<IpNet> {
     let Some(net) = value.text().and_then(|text| text.parse::<IpNet>().ok()) else {

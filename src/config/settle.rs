@@ -21,7 +21,8 @@ use crate::pace::Limits;
 /// The host on the vendor's own pages.
 const API: &str = "https://api.rendernet.ai";
 /// The name of the account that is `[api]`.
-const DEFAULT_ACCOUNT: &str = "default";
+/// The account that `[api]` describes.
+pub const DEFAULT_ACCOUNT: &str = "default";
 
 /// Reads everything. None when there is no sensible value to go on with; the reader has the problems.
 pub(super) fn settle(reader: &mut Reader<'_>, file: Branch) -> Option<Settings> {
@@ -168,9 +169,15 @@ fn usual_key(section: &mut Section<'_, '_>) -> KeySource {
 
 fn http_server(mut section: Section<'_, '_>) -> Option<Http> {
     let listen = section.setting("listen", kind::listen);
-    let token = section.path("token_file").map(KeySource::File);
+    let written = section.path("token_file");
+    let token = written.or_else(|| {
+        let path = find::token(section.reader.environment)?;
+        section.note("token_file", &path, Origin::Env("CREDENTIALS_DIRECTORY".into()));
+        Some(path)
+    });
+    let hosts = section.written_or("hosts", Vec::new(), kind::list(0..=100, kind::host));
     section.finish();
-    Some(Http { listen: listen?, token })
+    Some(Http { listen: listen?, token: token.map(KeySource::File), hosts })
 }
 
 fn callbacks_of(reader: &mut Reader<'_>, branch: Branch) -> Option<Callbacks> {
@@ -190,7 +197,7 @@ fn cross_check(settings: &Settings, reader: &mut Reader<'_>) {
     for hook in &settings.hooks {
         check_hook(settings, hook, reader);
     }
-    if let Some(Http { listen: Listen::Tcp(address), token: None }) = &settings.http
+    if let Some(Http { listen: Listen::Tcp(address), token: None, .. }) = &settings.http
         && !address.ip().to_canonical().is_loopback()
     {
         reader.blame("http.listen", "must have http.token_file beside it, since other machines can reach it");
@@ -243,9 +250,6 @@ fn warn(settings: &Settings, reader: &mut Reader<'_>) {
             let text = format!("`{topic}` is never told: it is one of waiting_statuses");
             reader.warn(&format!("hooks.{hook}.on"), &text);
         }
-    }
-    if settings.http.is_some() {
-        reader.warn("http.listen", "this version does not serve HTTP yet; nothing listens there");
     }
 }
 

@@ -15,6 +15,7 @@ impl Control {
             let retried = self.store.retry(portion.to_vec(), self.clock.now()).await?;
             results.extend(portion.iter().copied().zip(retried));
         }
+        self.running.telling.wake();
         Ok(results)
     }
 
@@ -33,6 +34,7 @@ impl Control {
                 after = portion.after;
             }
         }
+        self.running.telling.wake();
         Ok(all)
     }
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::{Control, hostname};
 use crate::clock::Timestamp;
@@ -19,7 +20,7 @@ use crate::store::{Backlog, HookRow, StoreError};
 const MARGIN: Duration = Duration::from_secs(10);
 
 /// How a hook stands. As JSON it has the names of the columns of `hooks`, and what is in its lane.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
 pub struct HookShown {
     /// What it is: `webhook` and where to, without what may be secret of its URL, or `command` and which program.
     pub target: String,
@@ -39,7 +40,7 @@ pub struct HookShown {
 }
 
 /// How a hook stands, in a word.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum HookState {
     /// Its latest attempt delivered.
@@ -125,7 +126,9 @@ impl Control {
     /// Has a hook attempted again with what was held for it, and says how many deliveries that are.
     pub async fn enable_hook(&self, name: &str) -> Result<u64, HookVerbError> {
         self.known_hook(name).await?;
-        Ok(self.store.enable_hook(name.into(), self.clock.now()).await?)
+        let released = self.store.enable_hook(name.into(), self.clock.now()).await?;
+        self.running.telling.wake();
+        Ok(released)
     }
 
     /// Has nothing more attempted at a hook: what is under way ends as it ends, what comes later is held. Whether it was

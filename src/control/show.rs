@@ -1,6 +1,7 @@
 //! One watch with everything that was told about it, and for each hook why it was or was not told.
 
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::Control;
 use crate::clock::Timestamp;
@@ -10,7 +11,7 @@ use crate::store::{AccountRow, History, HookRow, StoreError};
 use crate::watch::Watch;
 
 /// A watch with everything that was told about it.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Shown {
     /// The watch.
     pub watch: Watch,
@@ -24,7 +25,7 @@ pub struct Shown {
 }
 
 /// Why a hook was or was not told.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Told {
     /// The hook.
     pub hook: String,
@@ -45,7 +46,14 @@ struct Around {
 impl Control {
     /// The newest watch of an asset with everything that was told about it.
     pub async fn show(&self, asset_id: &str, account: Option<&str>) -> Result<Option<Shown>, StoreError> {
-        let Some(watch) = self.newest(asset_id, account).await? else { return Ok(None) };
+        match self.newest(asset_id, account).await? {
+            Some(watch) => self.show_watch(watch).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// This watch with everything that was told about it.
+    pub async fn show_watch(&self, watch: Watch) -> Result<Shown, StoreError> {
         let history = self.store.history(watch.id).await?;
         let accounts = self.store.accounts().await?;
         let account_closed = accounts.into_iter().find(|row| row.name == watch.account && row.closure.is_some());
@@ -72,7 +80,7 @@ impl Control {
             gone.filter(|name| !hooks.iter().any(|told| told.hook == **name)).collect();
         let gone: Vec<Told> = gone.into_iter().filter_map(|name| around.told(name, &watch, &history)).collect();
         hooks.extend(gone);
-        Ok(Some(Shown { watch, account_closed, history, hooks }))
+        Ok(Shown { watch, account_closed, history, hooks })
     }
 }
 

@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use crate::api::{Api, ApiError};
 use crate::clock::{Clock, Dice, Tick, Timestamp};
 use crate::config::{self, KeyError, KeySource, Settings, Target};
-use crate::control::{Control, hostname};
+use crate::control::{Control, Running, hostname};
 use crate::decide;
 use crate::event::base32;
 use crate::hook::{self, HookError, Hooks};
@@ -152,6 +152,12 @@ impl Engine {
     /// Has both pumps look again: something may be due of which no worker of theirs has told them.
     pub fn wake(&self) {
         self.wakes.iter().for_each(Wake::wake);
+    }
+
+    /// What the verbs of this process know of it.
+    pub fn running(&self) -> Running {
+        let [polling, telling] = self.wakes.clone();
+        Running { polling, telling, paces: self.paces.clone() }
     }
 
     /// Claims no more.

@@ -8,6 +8,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use super::engine::{Engine, EngineError};
+use super::server::Server;
 use crate::cli::plain;
 use crate::config::Settings;
 use crate::control::{Control, hostname};
@@ -36,7 +37,9 @@ pub async fn run(
     // First of all: a signal that comes while we start is not lost.
     let mut signals = Signals::take()?;
     let mut control = super::open(&settings).await?;
+    let mut server = Server::bind(&settings).await?;
     let mut engine = start(&control, &settings, None).await?;
+    server.show(&control, &engine);
     tracing::info!(version = env!("CARGO_PKG_VERSION"), database = %settings.database.display(), "started");
     let mut report = Report::default();
     report.renew(&control).await;
@@ -55,7 +58,7 @@ pub async fn run(
                 Signal::Stop => break,
                 Signal::Reload => {
                     systemd::reloading();
-                    let next = reloaded(&control, &settings, &reload, &engine).await;
+                    let next = reloaded(&control, &settings, &reload, &engine, &mut server).await;
                     if let Some((new_settings, new_engine)) = next {
                         let old = std::mem::replace(&mut engine, new_engine);
                         old.drain();
@@ -65,6 +68,7 @@ pub async fn run(
                         retired.spawn(retire(old, grace, aborted.clone()));
                         settings = new_settings;
                         control = super::control(control.store, control.clock, &settings);
+                        server.show(&control, &engine);
                     }
                     report.renew(&control).await;
                     systemd::ready(&report.text());
@@ -89,12 +93,14 @@ pub async fn run(
                 engine.wake();
             }
             why = engine.ended() => anyhow::bail!(why),
+            () = server.ended() => anyhow::bail!("the HTTP server ended by itself"),
         }
     }
     systemd::stopping();
     tracing::info!("stopping: no more claims, what is in flight may end; a second signal ends it at once");
     // A sign of life that is under way is written before the leases are handed back, and none comes after it.
     beating.shutdown().await;
+    retired.spawn(server.stop());
     retired.spawn(retire(engine, settings.grace, aborted));
     abort.send_replace(Some(Instant::now() + settings.grace + LEFT_TO_END));
     all_retired(retired, &abort, &mut signals).await;
@@ -165,6 +171,7 @@ async fn reloaded(
     old: &Settings,
     reload: impl Fn() -> Result<Settings, crate::config::ConfigError>,
     engine: &Engine,
+    server: &mut Server,
 ) -> Option<(Settings, Engine)> {
     let mut settings = match reload() {
         Ok(settings) => settings,
@@ -177,8 +184,16 @@ async fn reloaded(
         tracing::warn!("`database` takes effect at the next start; it stays {}", old.database.display());
         settings.database.clone_from(&old.database);
     }
+    let gate = match server.reloaded(old, &mut settings) {
+        Ok(gate) => gate,
+        Err(error) => {
+            tracing::error!("not reloaded, the old settings stay: {error}");
+            return None;
+        }
+    };
     match start(control, &settings, Some(engine)).await {
         Ok(engine) => {
+            server.admit(gate);
             tracing::info!("reloaded");
             Some((settings, engine))
         }

@@ -8,7 +8,7 @@ use crate::clock::Timestamp;
 use crate::event::Event;
 
 /// One row of `accounts`: what is known of an account beyond its configuration.
-#[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, utoipa::ToSchema)]
 pub struct AccountRow {
     /// The account.
     pub name: String,

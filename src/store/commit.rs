@@ -61,6 +61,7 @@ fn commit_all(shared: &Shared) {
     let connection = lock(&shared.writer);
     while let Some(batch) = next_batch(shared) {
         commit(&connection, batch);
+        shared.commits.send_modify(|commits| *commits = commits.wrapping_add(1));
     }
 }
 

@@ -56,7 +56,7 @@ pub struct DeliveryFilter {
 }
 
 /// One row of `deliveries`, with what it is about.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
 pub struct DeliveryRow {
     /// The row.
     #[serde(flatten)]

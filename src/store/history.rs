@@ -9,7 +9,7 @@ use crate::clock::Timestamp;
 use crate::delivery::Delivery;
 
 /// One row of `events`, as JSON with the body as it was sent.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
 pub struct EventRow {
     /// The order in which facts were committed.
     pub seq: i64,
@@ -22,13 +22,14 @@ pub struct EventRow {
     pub event_type: String,
     /// The body that is signed and sent.
     #[serde(serialize_with = "as_json")]
+    #[schema(value_type = Object)]
     pub body: String,
     /// When it happened.
     pub created_at: Timestamp,
 }
 
 /// One row of `attempts`.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
 pub struct AttemptRow {
     /// The delivery that was attempted.
     pub delivery_id: i64,
@@ -51,7 +52,7 @@ pub struct AttemptRow {
 }
 
 /// Everything that was told about one watch.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Serialize, utoipa::ToSchema)]
 pub struct History {
     /// In the order in which they were committed.
     pub events: Vec<EventRow>,
@@ -71,6 +72,15 @@ impl Store {
             )?;
             let rows = statement.query_map(params![after, since.as_millis(), limit], event)?;
             Ok(rows.collect::<Result<_, _>>()?)
+        })
+        .await
+    }
+
+    /// The `seq` of the latest event; 0 when there is none.
+    pub async fn latest_event(&self) -> Result<i64, StoreError> {
+        self.look(|connection| {
+            let sql = "SELECT coalesce(max(seq), 0) FROM events";
+            Ok(connection.prepare_cached(sql)?.query_row([], |row| row.get(0))?)
         })
         .await
     }

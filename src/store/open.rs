@@ -15,8 +15,11 @@ use crate::event::base32;
 const APPLICATION_ID: i32 = 0x6157_7463;
 
 /// Only ever appended. The position is the version that the file's `user_version` holds.
-const MIGRATIONS: &[&str] =
-    &[include_str!("../../migrations/0001_initial.sql"), include_str!("../../migrations/0002_hooks_and_batches.sql")];
+const MIGRATIONS: &[&str] = &[
+    include_str!("../../migrations/0001_initial.sql"),
+    include_str!("../../migrations/0002_hooks_and_batches.sql"),
+    include_str!("../../migrations/0003_ended.sql"),
+];
 
 /// How long a statement waits for another program's lock.
 const BUSY: Duration = Duration::from_secs(5);
@@ -49,6 +52,7 @@ pub(super) fn open(path: &Path) -> Result<Store, StoreError> {
             writer: Mutex::new(writer),
             reader: Mutex::new(reader),
             queue: Mutex::new(commit::Queue::default()),
+            commits: tokio::sync::watch::Sender::new(0),
         }),
     })
 }

@@ -57,6 +57,8 @@ pub struct Filter {
     pub ids: Option<Vec<i64>>,
     /// Only this asset.
     pub asset_id: Option<String>,
+    /// Only assets with this in their id; letter case counts.
+    pub search: Option<String>,
     /// Only this state.
     pub state: Option<State>,
     /// Only this word of the API's.
@@ -117,6 +119,21 @@ impl Store {
             let (after, events) = rule(&before);
             update(connection, &after, &events, &tell)?;
             Ok(Some(after))
+        })
+        .await
+    }
+
+    /// Has a waiting watch polled now; one that is just being polled is left to that. The watch as it stands then, which
+    /// may have ended; `None` when there is no such watch.
+    pub async fn poll_now(&self, id: i64, now: Timestamp) -> Result<Option<Watch>, StoreError> {
+        self.write(move |connection| {
+            connection
+                .prepare_cached(
+                    "UPDATE watches SET due_at = ?2 WHERE id = ?1 AND state = 'waiting' AND lease_until IS NULL AND due_at > ?2",
+                )?
+                .execute(params![id, now.as_millis()])?;
+            let sql = format!("SELECT {WATCH} FROM watches WHERE id = ?1");
+            Ok(connection.prepare_cached(&sql)?.query_row([id], watch).optional()?)
         })
         .await
     }
@@ -310,6 +327,7 @@ fn list(connection: &Connection, filter: &Filter) -> Result<Vec<Watch>, StoreErr
     let wanted = [
         ("id IN (SELECT value FROM json_each(?))", ids.map(Value::Text)),
         ("asset_id = ?", text(&filter.asset_id)),
+        ("instr(asset_id, ?) > 0", text(&filter.search)),
         ("state = ?", filter.state.map(|state| Value::Text(state.as_str().into()))),
         ("status = ?", text(&filter.status)),
         ("batch = ?", text(&filter.batch)),

@@ -1,0 +1,85 @@
+//! The HTTP server of a daemon: bound before the work begins, told of each engine, stopped with the last one.
+
+use std::sync::Arc;
+
+use tokio::sync::{oneshot, watch};
+use tokio::task::JoinHandle;
+
+use super::engine::Engine;
+use crate::config::{Http, Settings};
+use crate::control::Control;
+use crate::http::{self, Bound, Face, Gate, GateError};
+
+/// The server, if one is configured.
+pub(super) struct Server {
+    bound: Option<Bound>,
+    gate: Option<Arc<Gate>>,
+    running: Option<Running>,
+}
+
+struct Running {
+    face: watch::Sender<Face>,
+    serving: JoinHandle<()>,
+    stop: oneshot::Sender<()>,
+}
+
+impl Server {
+    /// Begins to listen; nothing is answered yet.
+    pub async fn bind(settings: &Settings) -> anyhow::Result<Self> {
+        let Some(http) = &settings.http else { return Ok(Self { bound: None, gate: None, running: None }) };
+        let gate = Arc::new(Gate::new(http)?);
+        let bound = http::bind(&http.listen).await?;
+        let address = bound.address().map_or_else(|| http.listen.to_string(), |address| format!("http://{address}"));
+        tracing::info!("listening on {address}");
+        Ok(Self { bound: Some(bound), gate: Some(gate), running: None })
+    }
+
+    /// Answers with these verbs from now on.
+    pub fn show(&mut self, control: &Control, engine: &Engine) {
+        let Some(gate) = self.gate.clone() else { return };
+        let face = Face { control: Control { running: engine.running(), ..control.clone() }, gate };
+        if let Some(running) = &self.running {
+            running.face.send_replace(face);
+        } else if let Some(bound) = self.bound.take() {
+            let (face, shown) = watch::channel(face);
+            let (stop, stopped) = oneshot::channel();
+            let serving = http::serve(bound, shown, async { drop(stopped.await) });
+            self.running = Some(Running { face, serving: tokio::spawn(serving), stop });
+        }
+    }
+
+    /// What a reload may change: the token and the names. Where it listens stays, and is put back into the settings.
+    pub fn reloaded(&self, old: &Settings, settings: &mut Settings) -> Result<Option<Arc<Gate>>, GateError> {
+        let listen = |settings: &Settings| settings.http.as_ref().map(|http| http.listen.clone());
+        if listen(old) != listen(settings) {
+            tracing::warn!("`http.listen` takes effect at the next start");
+            settings.http = match (&old.http, settings.http.take()) {
+                (Some(old), Some(new)) => Some(Http { listen: old.listen.clone(), ..new }),
+                (old, _) => old.clone(),
+            };
+        }
+        settings.http.as_ref().map(|http| Gate::new(http).map(Arc::new)).transpose()
+    }
+
+    /// Admits by this gate from the next [`Server::show`] on.
+    pub fn admit(&mut self, gate: Option<Arc<Gate>>) {
+        self.gate = gate;
+    }
+
+    /// Waits until the server ends by itself, which it never should.
+    pub async fn ended(&mut self) {
+        match &mut self.running {
+            Some(running) => drop((&mut running.serving).await),
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Ends streams and long polls, and waits for requests that are under way.
+    pub async fn stop(self) {
+        if let Some(running) = self.running {
+            // An error means that it has ended already.
+            let _ = running.stop.send(());
+            let _ = running.serving.await;
+        }
+    }
+}
