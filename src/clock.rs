@@ -71,8 +71,13 @@ impl fmt::Display for Timestamp {
 impl FromStr for Timestamp {
     type Err = humantime::TimestampError;
 
+    /// RFC 3339, with any offset; also without one, or with a blank in place of the `T`: that is UTC. What lies before 1970
+    /// is the beginning of 1970.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        humantime::parse_rfc3339_weak(text).map(Self::from)
+        match text.parse::<jiff::Timestamp>() {
+            Ok(instant) => Ok(Self(instant.as_millisecond().clamp(0, LAST))),
+            Err(_) => humantime::parse_rfc3339_weak(text).map(Self::from),
+        }
     }
 }
 

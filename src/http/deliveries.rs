@@ -38,7 +38,7 @@ fn state<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<DeliverySt
 
 /// A page of deliveries.
 #[derive(Serialize, ToSchema)]
-pub(super) struct Page {
+pub(super) struct DeliveryPage {
     /// Newest first.
     deliveries: Vec<DeliveryRow>,
     /// For the next page, if there may be one.
@@ -68,15 +68,18 @@ pub(super) enum RetryResult {
 
 /// Deliveries, newest first.
 #[utoipa::path(get, path = "/v1/deliveries", tag = "deliveries", params(Query),
-    responses((status = 200, description = "A page", body = Page),
+    responses((status = 200, description = "A page", body = DeliveryPage),
         (status = "default", description = "A problem", body = Problem, content_type = "application/problem+json")))]
-pub(super) async fn list(State(server): State<Server>, Params(query): Params<Query>) -> Result<Json<Page>, Problem> {
+pub(super) async fn list(
+    State(server): State<Server>,
+    Params(query): Params<Query>,
+) -> Result<Json<DeliveryPage>, Problem> {
     let Query { state, hook, limit, cursor } = query;
     let filter = DeliveryFilter { state, hook, before: cursor.0, limit: Some(limit.0) };
     let deliveries = server.control().store.deliveries(filter).await?;
     let last = deliveries.last().map(|row| row.delivery.id);
     let next_cursor = Cursor::after(last, deliveries.len(), limit);
-    Ok(Json(Page { deliveries, next_cursor }))
+    Ok(Json(DeliveryPage { deliveries, next_cursor }))
 }
 
 /// Attempts a delivery once more, by a fresh schedule and under the same `webhook-id`; also one that is held or was

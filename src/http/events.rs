@@ -16,7 +16,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::Server;
 use super::extract::{Cursor, Json, PageSize, Params, parsed};
-use super::feed::{PAGE, Page as FeedPage, frame};
+use super::feed::{PAGE, Page, frame};
 use super::problem::Problem;
 use crate::clock::Timestamp;
 use crate::store::EventRow;
@@ -57,7 +57,7 @@ fn instant<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Timestam
 
 /// A page of events.
 #[derive(Serialize, ToSchema)]
-pub(super) struct Page {
+pub(super) struct EventPage {
     /// Oldest first.
     events: Vec<EventRow>,
     /// For the next page: it may be empty now, and have events later.
@@ -76,13 +76,16 @@ pub(super) struct Resume {
 
 /// Events, oldest first.
 #[utoipa::path(get, path = "/v1/events", tag = "events", params(Query),
-    responses((status = 200, description = "A page", body = Page),
+    responses((status = 200, description = "A page", body = EventPage),
         (status = "default", description = "A problem", body = Problem, content_type = "application/problem+json")))]
-pub(super) async fn list(State(server): State<Server>, Params(query): Params<Query>) -> Result<Json<Page>, Problem> {
+pub(super) async fn list(
+    State(server): State<Server>,
+    Params(query): Params<Query>,
+) -> Result<Json<EventPage>, Problem> {
     let after = query.cursor.0.unwrap_or_default();
     let events = server.control().events(after, query.since.unwrap_or_default(), query.limit.0).await?;
     let next_cursor = Cursor::after(events.last().map(|event| event.seq), events.len(), query.limit);
-    Ok(Json(Page { events, next_cursor }))
+    Ok(Json(EventPage { events, next_cursor }))
 }
 
 /// Events as they happen: server-sent events, each with its `seq` as `id`, its type as `event` and the event as `data`.
@@ -124,7 +127,7 @@ pub(super) async fn stream(
 
 struct Stream {
     server: Server,
-    pages: broadcast::Receiver<Arc<FeedPage>>,
+    pages: broadcast::Receiver<Arc<Page>>,
     /// The `seq` of the last event that was sent.
     position: i64,
     /// Whether the database has to be read, since the feed's pages do not follow on the position.

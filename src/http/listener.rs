@@ -25,7 +25,7 @@ const MOST_CONNECTIONS: usize = 6_000;
 /// Descriptors that are left to everything else, when the system allows few.
 const OTHER_DESCRIPTORS: u64 = 256;
 /// A request's head has to be there after this; a connection on which nothing is asked is closed after it.
-const HEAD_TIME: Duration = Duration::from_secs(30);
+const HEAD_TIME: Duration = Duration::from_secs(15);
 /// The longest head of a request, in bytes.
 const LONGEST_HEAD: usize = 64 * 1024;
 /// Between two tries to accept when the system has no descriptors left.

@@ -1,5 +1,6 @@
 //! Watches: added, looked through, waited for, polled now, cancelled.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use axum::extract::State;
@@ -9,7 +10,9 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 use tokio::time::{Instant, timeout_at};
-use utoipa::{IntoParams, ToSchema};
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::{AllOfBuilder, AnyOfBuilder, ArrayBuilder, ObjectBuilder, OneOfBuilder, Schema, Type};
+use utoipa::{IntoParams, PartialSchema, ToSchema};
 
 use super::Server;
 use super::extract::{AssetId, Cursor, Json, PageSize, Params, parsed};
@@ -60,7 +63,7 @@ fn state<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<WatchState
 
 /// A page of watches.
 #[derive(Serialize, ToSchema)]
-pub(super) struct Page {
+pub(super) struct WatchPage {
     /// Newest first.
     watches: Vec<Watch>,
     /// For the next page, if there may be one.
@@ -89,7 +92,7 @@ pub(super) struct WhichWhen {
     watch: Option<i64>,
     /// Hold the answer back until the watch has ended, for so long at most (5 min): `30s`, `2m`.
     #[serde(default, deserialize_with = "wait")]
-    #[param(value_type = String, required = false, pattern = "^[1-9][0-9]?s$", example = "30s")]
+    #[param(value_type = String, required = false, pattern = "^[1-9][0-9]{0,2}(s|m)$", example = "1s")]
     wait: Option<Duration>,
 }
 
@@ -97,13 +100,13 @@ fn wait<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, 
     parsed(deserializer, |text| duration(text).ok(), "it must be a time like `30s`")
 }
 
-/// What to watch. Either `asset_id` or `asset_ids`.
+/// What to watch, and how.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-#[schema(examples(json!({"asset_id": "ast_1"}), json!({"asset_ids": ["ast_1", "ast_2"], "batch": "tuesday"})))]
+#[schema(as = NewWatchesFields, examples(json!({"asset_id": "ast_1"}), json!({"asset_ids": ["ast_1", "ast_2"], "batch": "tuesday"})))]
 pub(super) struct NewWatches {
-    /// One asset.
-    #[schema(min_length = 1, max_length = 512)]
+    /// One asset, whose id has at most 512 bytes.
+    #[schema(min_length = 1, max_length = 512, pattern = r"^[^\x00-\x1f\x7f-\x9f\ufffd]+$")]
     asset_id: Option<String>,
     /// Several: what is wrong with one does not keep the others from being added.
     #[schema(min_items = 1, max_items = 10_000)]
@@ -111,17 +114,20 @@ pub(super) struct NewWatches {
     /// The account to poll with; `default` if there is none.
     #[schema(pattern = "^[a-z0-9_-]{1,64}$")]
     account: Option<String>,
-    /// How long each is followed at most: `90s`, `2h 30m`; the configured one if there is none.
-    #[schema(pattern = "^[1-9][0-9]{0,3}(s|m|h)$")]
+    /// How long each is followed at most, in days, hours, minutes and seconds: `90s`, `2h 30m`; as configured if there is none.
+    #[schema(pattern = r"^([1-9][0-9]{0,2}d|[1-9][0-9]{0,3}[hms])( ([1-9][0-9]{0,2}d|[1-9][0-9]{0,3}[hms])){0,2}$")]
     patience: Option<String>,
     /// Who is told besides the hooks: an http or https URL.
-    #[schema(max_length = 2048, pattern = "^https?://[a-z0-9.-]+(/[^\\s]*)?$")]
+    #[schema(
+        max_length = 2048,
+        pattern = r"^https?://(([A-Za-z0-9-]+\.)*[A-Za-z][A-Za-z0-9-]*|((25[0-5]|(2[0-4]|1[0-9]|[1-9])?[0-9])\.){3}(25[0-5]|(2[0-4]|1[0-9]|[1-9])?[0-9])|\[([0-9a-f]{1,4}:){7}[0-9a-f]{1,4}\])(:[0-9]{1,4})?(/[!-~]*)?$"
+    )]
     callback_url: Option<String>,
     /// Any JSON of at most 16 KiB; handed on with every event.
-    #[schema(value_type = Option<Object>)]
+    #[schema(value_type = serde_json::Value, required = false)]
     metadata: Option<Box<RawValue>>,
     /// The batch that they belong to.
-    #[schema(min_length = 1, max_length = 128)]
+    #[schema(min_length = 1, max_length = 128, pattern = r"^[^\x00-\x1f\x7f-\x9f]+$")]
     batch: Option<String>,
     /// Close the batch with these, if none of them is bad.
     #[serde(default)]
@@ -129,6 +135,34 @@ pub(super) struct NewWatches {
     /// Watch an asset that has settled once more.
     #[serde(default)]
     again: bool,
+}
+
+/// The description of [`NewWatches`], with what goes with what: either `asset_id` or `asset_ids`, and no `close` without a
+/// `batch`.
+pub(super) struct NewWatchesBody;
+
+impl PartialSchema for NewWatchesBody {
+    fn schema() -> RefOr<Schema> {
+        let text = || ObjectBuilder::new().schema_type(Type::String);
+        let with = |name: &str, value: RefOr<Schema>| ObjectBuilder::new().property(name, value).required(name).build();
+        let ids = with("asset_ids", ArrayBuilder::new().items(text()).build().into());
+        let not_closed = ObjectBuilder::new().schema_type(Type::Boolean).enum_values(Some([false]));
+        AllOfBuilder::new()
+            .item(NewWatches::schema())
+            .item(OneOfBuilder::new().item(with("asset_id", text().into())).item(ids))
+            .item(
+                AnyOfBuilder::new()
+                    .item(with("batch", text().into()))
+                    .item(ObjectBuilder::new().property("close", not_closed).build()),
+            )
+            .into()
+    }
+}
+
+impl ToSchema for NewWatchesBody {
+    fn name() -> Cow<'static, str> {
+        "NewWatches".into()
+    }
 }
 
 /// What became of each id.
@@ -142,22 +176,25 @@ pub(super) struct Added {
 
 /// Watches, newest first.
 #[utoipa::path(get, path = "/v1/watches", tag = "watches", params(Query),
-    responses((status = 200, description = "A page", body = Page),
+    responses((status = 200, description = "A page", body = WatchPage),
         (status = "default", description = "A problem", body = Problem, content_type = "application/problem+json")))]
-pub(super) async fn list(State(server): State<Server>, Params(query): Params<Query>) -> Result<Json<Page>, Problem> {
+pub(super) async fn list(
+    State(server): State<Server>,
+    Params(query): Params<Query>,
+) -> Result<Json<WatchPage>, Problem> {
     let Query { state, status, batch, account, search, limit, cursor } = query;
     let search = search.filter(|text| !text.is_empty());
     let filter =
         Filter { state, status, batch, account, search, before: cursor.0, limit: Some(limit.0), ..Filter::default() };
     let watches = server.control().list(filter).await?;
     let next_cursor = Cursor::after(watches.last().map(|watch| watch.id), watches.len(), limit);
-    Ok(Json(Page { watches, next_cursor }))
+    Ok(Json(WatchPage { watches, next_cursor }))
 }
 
 /// Starts to watch an asset, or several.
 ///
 /// It is idempotent: what is being watched, or has settled unless `again`, is reported and not watched twice.
-#[utoipa::path(post, path = "/v1/watches", tag = "watches", request_body = NewWatches,
+#[utoipa::path(post, path = "/v1/watches", tag = "watches", request_body = NewWatchesBody,
     responses((status = 200, description = "One that was known already, or what became of each of several", body = AddedBody),
         (status = 201, description = "It is watched now", body = AddResult,
             headers(("location" = String, description = "Where it is"))),

@@ -13,6 +13,8 @@ mod flow;
 #[cfg(test)]
 mod guard;
 #[cfg(test)]
+mod http;
+#[cfg(test)]
 mod layers;
 #[cfg(test)]
 mod listen;
@@ -28,6 +30,8 @@ mod prism;
 mod restart;
 #[cfg(test)]
 mod rig;
+#[cfg(test)]
+mod schemathesis;
 #[cfg(test)]
 mod shutdown;
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! The rig: a scripted API, a receiver, and a daemon process that must not end early. Events are awaited, never slept for.
 
+mod caller;
 mod daemon;
 mod faults;
 mod ledger;
@@ -9,6 +10,7 @@ use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+pub use caller::{Caller, answer, served};
 pub use daemon::{Daemon, run, run_with};
 pub use faults::{Latch, Tmpfs, WriteLock, executable, now};
 pub use ledger::{Tally, assert_leases_at_most, assert_sound, breaches, tally};
