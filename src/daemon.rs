@@ -1,6 +1,7 @@
 //! Wiring: from settings to a running line, and from a signal to a stop, in order.
 
 mod engine;
+mod gauges;
 mod run;
 mod server;
 mod wait;

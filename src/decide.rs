@@ -122,6 +122,11 @@ impl Default for Rules {
 }
 
 impl Rules {
+    /// Whether an asset that answers so is followed on.
+    pub fn is_waiting(&self, asset: &Asset) -> bool {
+        asset.status.as_ref().is_some_and(|status| self.waiting_statuses.contains(status))
+    }
+
     /// The longest that a watch may have to wait for its next poll: one that is due later was written by a clock that
     /// has been set back since, and is due now.
     pub fn longest_wait(&self) -> Duration {
@@ -238,8 +243,7 @@ pub fn after_poll(watch: &Watch, observation: Observation, rules: &Rules, moment
 }
 
 fn answered(watch: &Watch, asset: Asset, note: Option<String>, rules: &Rules, moment: &Moment) -> Decision {
-    let waiting = asset.status.as_ref().is_some_and(|status| rules.waiting_statuses.contains(status));
-    if !waiting {
+    if !rules.is_waiting(&asset) {
         return Decision::Settle { asset, note };
     }
     let same = watch.asset.status == asset.status;

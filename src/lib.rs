@@ -24,7 +24,8 @@ pub mod delivery;
 pub mod standing;
 pub mod decide;
 
-// Layer 1, edges: each turns one part of the world into the values above.
+// Layer 1, edges: each turns one part of the world into the values above. `meter` is what all layers from here on count with.
+pub mod meter;
 pub mod config;
 pub mod client;
 pub mod api;

@@ -9,6 +9,7 @@ use std::time::Duration;
 use crate::clock::{Clock, Dice, Tick, Timestamp};
 use crate::decide::{self, Moment, Polled, Rules};
 use crate::event::{Batch, Event, Fact, Notice, Subscription, Telling};
+use crate::meter::Polls;
 use crate::pace::{Closure, Pace, Room, Turn};
 use crate::pump::{Gate, Lanes, Live, Wake, Work, insist};
 use crate::store::{AccountRow, Claimed, Lane, Store, StoreError, TellBatch, Terms};
@@ -40,6 +41,8 @@ pub struct Account {
     pub rekeyed: Arc<dyn Fn() -> bool + Send + Sync>,
     /// How it stands, as far as that was written down.
     pub noted: Mutex<AccountRow>,
+    /// What its polls are counted with.
+    pub meter: Polls,
 }
 
 /// What a poller needs.
@@ -148,15 +151,17 @@ impl Work for Poller {
         let Some(account) = self.accounts.get(&lane) else { return };
         let _working = self.live.until_dropped(watch.id);
         let in_flight = InFlight { account, watch: watch.id, ended: false };
+        let begun = self.clock.tick();
         let mut polled = (account.poll)(watch.asset_id.clone()).await;
         let (now, tick) = (self.clock.now(), self.clock.tick());
+        account.meter.polled(&polled.observation, &account.rules, tick.saturating_sub(begun));
         let said = polled.observation.text_mut().cloned().unwrap_or_default();
         let Ended { moment, turn } = in_flight.end(&polled, alone, (now, tick), self.dice.roll());
         let decision = decide::after_poll(&watch, polled.observation, &account.rules, &moment);
         let (after, facts) = decide::apply(&watch, decision, moment.lost_ms, now);
         self.wake.wake();
         self.note(account, turn, &said).await;
-        self.record(&watch, after, facts, now).await;
+        self.record(account, &watch, (after, facts), now).await;
     }
 
     fn stirred(&self) -> bool {
@@ -205,12 +210,13 @@ impl Poller {
         Claimed { lane, rows, next_due, alone }
     }
 
-    async fn record(&self, before: &Watch, after: Watch, facts: Vec<Fact>, now: Timestamp) {
+    async fn record(&self, account: &Account, before: &Watch, (after, facts): (Watch, Vec<Fact>), now: Timestamp) {
         let telling = Telling { install_id: self.store.install_id(), subscriptions: &self.subscriptions };
         let previous = before.asset.status.as_deref();
         let events: Vec<Event> = facts.iter().map(|fact| Event::new(fact, &after, previous, now, &telling)).collect();
         match insist(|| self.store.record(after.clone(), events.clone(), self.tell_batch.clone())).await {
             Ok(batch) => {
+                account.meter.recorded(before, &after);
                 self.log(&after, now);
                 if let Some(Batch { name, watches, .. }) = &batch {
                     tracing::info!(batch = name, batch.watches = watches, "the batch has settled");
@@ -220,6 +226,7 @@ impl Poller {
                 }
             }
             Err(StoreError::LeaseLost) => {
+                account.meter.lease_lost();
                 tracing::debug!(asset.id = after.asset_id, "another worker has taken over, or it was cancelled");
             }
             Err(error) => {

@@ -10,6 +10,7 @@ use crate::clock::{Clock, Dice, Timestamp};
 use crate::decide::{self, Verdict};
 use crate::delivery::{Attempt, Outcome, Parcel};
 use crate::event::{CALLBACK, Event, Notice, Subscription, Telling};
+use crate::meter::Attempts;
 use crate::pace::Bucket;
 use crate::pump::{Gate, Lanes, Live, Work, insist};
 use crate::standing::{Standing, Turn};
@@ -38,6 +39,8 @@ pub struct HookLane {
     pub schedule: Vec<Duration>,
     /// Attempts a second, more than zero, if they are limited.
     pub rate: Option<f64>,
+    /// What its attempts are counted with.
+    pub meter: Attempts,
 }
 
 impl HookLane {
@@ -192,7 +195,9 @@ impl Work for Relay {
         let Some(hook) = self.hook(&lane) else { return };
         let _working = self.live.until_dropped(parcel.delivery.id);
         let in_flight = InFlight { slots: &self.slots, lane: &lane, again: is_again(&parcel) };
+        let begun = self.clock.tick();
         let attempt = (self.perform)(parcel.clone()).await;
+        hook.meter.performed(self.clock.tick().saturating_sub(begun));
         let now = self.clock.now();
         let verdict = decide::after_attempt(&parcel.delivery, &attempt, &hook.schedule, now, self.dice.roll());
         let finished = insist(|| {
@@ -203,14 +208,20 @@ impl Work for Relay {
         drop(in_flight);
         match finished {
             Ok(ending) => {
+                hook.meter.finished(&parcel, &ending.verdict, now);
                 log(&parcel, &ending.verdict);
                 log_turn(&ending);
             }
-            Err(error) => tracing::error!(
-                hook = lane,
-                event.id = parcel.delivery.event_id,
-                "the attempt's outcome was not recorded, and it may be repeated: {error}"
-            ),
+            Err(error) => {
+                if error == StoreError::LeaseLost {
+                    hook.meter.lease_lost();
+                }
+                tracing::error!(
+                    hook = lane,
+                    event.id = parcel.delivery.event_id,
+                    "the attempt's outcome was not recorded, and it may be repeated: {error}"
+                );
+            }
         }
     }
 }
@@ -321,7 +332,7 @@ fn log(parcel: &Parcel, verdict: &Verdict) {
     let (attempt, kind) = (parcel.number, parcel.event_type.as_str());
     match verdict {
         Verdict::Delivered => {
-            tracing::info!(hook, event.id = event, event.r#type = kind, delivery.attempt = attempt, "delivered");
+            tracing::info!(hook, event.id = event, "event.type" = kind, delivery.attempt = attempt, "delivered");
         }
         Verdict::Again { due_at, error, .. } => {
             tracing::warn!(hook, event.id = event, delivery.attempt = attempt, "again at {due_at}: {error}");

@@ -22,6 +22,7 @@ mod ledger;
 mod open;
 mod overview;
 mod rows;
+mod waiting;
 mod watches;
 
 use std::path::{Path, PathBuf};
@@ -40,6 +41,7 @@ pub use overview::{Lateness, Overview, Settled, WaitingTime};
 pub use watches::{Added, Filter, NewWatch};
 
 use crate::clock::Timestamp;
+use crate::meter::Commits;
 
 /// Why the store could not do what it was asked to.
 #[expect(missing_docs, reason = "each variant's sentence names its fields")]
@@ -126,6 +128,7 @@ struct Shared {
     queue: Mutex<commit::Queue>,
     /// Counts our own commits.
     commits: tokio::sync::watch::Sender<u64>,
+    meter: Commits,
 }
 
 impl Store {

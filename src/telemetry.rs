@@ -1,9 +1,13 @@
-//! Where the log goes: stderr, one line for each change of state.
+//! Where the log goes: stderr, one line for each change of state. And what is measured.
+
+mod measure;
 
 use std::io::IsTerminal;
 
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::time::SystemTime;
+
+pub use measure::{Metrics, measure, registry};
 
 use crate::cli::Screen;
 

@@ -56,6 +56,20 @@ pub enum HookState {
 }
 
 impl HookState {
+    /// All states.
+    pub const ALL: [Self; 5] = [Self::Ok, Self::Failing, Self::Held, Self::Disabled, Self::Unused];
+
+    /// The word for it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Failing => "failing",
+            Self::Held => "held",
+            Self::Disabled => "disabled",
+            Self::Unused => "unused",
+        }
+    }
+
     fn of(row: &HookRow, now: Timestamp) -> Self {
         if row.disabled_at.is_some() {
             Self::Disabled

@@ -18,6 +18,7 @@ use crate::control::{Control, Running, hostname};
 use crate::decide;
 use crate::event::base32;
 use crate::hook::{self, HookError, Hooks};
+use crate::meter::{Attempts, CALLBACKS, Polls};
 use crate::pace::{Closure, Known, LONGEST_RETRY_AFTER, Pace};
 use crate::poller::{Account, Poller};
 use crate::pump::{self, Live, Phase, Stop, Wake};
@@ -288,6 +289,7 @@ fn set_up(
         }),
         // A key that cannot be read or sent is not a new one: the account stays as it is.
         rekeyed: Arc::new(move || read_key(&source).is_ok_and(|key| api.set_key(key.expose()).unwrap_or(false))),
+        meter: Polls::of(&account.name),
         noted: Mutex::new(noted),
     })
 }
@@ -298,13 +300,15 @@ fn read_key(source: &KeySource) -> Result<config::Secret, KeyError> {
 
 fn lane(hook: &config::Hook) -> (String, HookLane) {
     let timeout = hook.timeout + kill_after(hook);
-    let lane = HookLane { timeout, concurrency: hook.concurrency, schedule: hook.schedule.clone(), rate: hook.rate };
+    let (schedule, meter) = (hook.schedule.clone(), Attempts::of(&hook.subscription.hook));
+    let lane = HookLane { timeout, concurrency: hook.concurrency, schedule, rate: hook.rate, meter };
     (hook.subscription.hook.clone(), lane)
 }
 
 fn callback_lane() -> HookLane {
     let schedule = decide::SCHEDULE.into();
-    HookLane { timeout: CALLBACK_TIMEOUT, concurrency: CALLBACK_CONCURRENCY, schedule, rate: None }
+    let meter = Attempts::of(CALLBACKS);
+    HookLane { timeout: CALLBACK_TIMEOUT, concurrency: CALLBACK_CONCURRENCY, schedule, rate: None, meter }
 }
 
 fn kill_after(hook: &config::Hook) -> Duration {

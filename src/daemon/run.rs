@@ -8,13 +8,15 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use super::engine::{Engine, EngineError};
+use super::gauges::Gauges;
 use super::server::Server;
 use crate::cli::plain;
+use crate::clock::Clock;
 use crate::config::Settings;
 use crate::control::{Control, hostname};
 use crate::signal::{Signal, Signals};
 use crate::store::{DaemonRow, StoreError};
-use crate::systemd;
+use crate::{systemd, telemetry};
 
 /// Between two signs of life.
 const HEARTBEAT: Duration = Duration::from_secs(5);
@@ -36,10 +38,12 @@ pub async fn run(
 ) -> anyhow::Result<()> {
     // First of all: a signal that comes while we start is not lost.
     let mut signals = Signals::take()?;
+    let metrics = telemetry::measure(Clock::system().now())?;
     let mut control = super::open(&settings).await?;
     let mut server = Server::bind(&settings).await?;
     let mut engine = start(&control, &settings, None).await?;
     server.show(&control, &engine);
+    let gauges = Gauges::start(metrics, &control, &engine);
     tracing::info!(version = env!("CARGO_PKG_VERSION"), database = %settings.database.display(), "started");
     let mut report = Report::default();
     report.renew(&control).await;
@@ -69,6 +73,7 @@ pub async fn run(
                         settings = new_settings;
                         control = super::control(control.store, control.clock, &settings);
                         server.show(&control, &engine);
+                        gauges.follow(&control, &engine);
                     }
                     report.renew(&control).await;
                     systemd::ready(&report.text());

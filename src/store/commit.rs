@@ -5,6 +5,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::time::Instant;
 
 use rusqlite::Connection;
 use tokio::sync::oneshot;
@@ -60,8 +61,10 @@ impl Store {
 fn commit_all(shared: &Shared) {
     let connection = lock(&shared.writer);
     while let Some(batch) = next_batch(shared) {
-        commit(&connection, batch);
+        let (begun, writes) = (Instant::now(), batch.len());
+        let in_order = commit(&connection, batch);
         shared.commits.send_modify(|commits| *commits = commits.wrapping_add(1));
+        shared.meter.committed(writes, begun.elapsed(), in_order);
     }
 }
 
@@ -76,13 +79,15 @@ fn next_batch(shared: &Shared) -> Option<Vec<Write>> {
     Some(std::mem::replace(&mut queue.waiting, rest))
 }
 
-fn commit(connection: &Connection, batch: Vec<Write>) {
+/// Whether it is on the disk.
+fn commit(connection: &Connection, batch: Vec<Write>) -> bool {
     let begun = begin(connection);
     let answers: Vec<Answer> = batch.into_iter().map(|write| write(begun.clone().map(|()| connection))).collect();
     let ended = begun.and_then(|()| end(connection));
     for answer in answers {
         answer(ended.clone());
     }
+    ended.is_ok()
 }
 
 fn begin(connection: &Connection) -> Result<(), StoreError> {

@@ -136,10 +136,10 @@ pub(super) mod tests {
         let lease = "iif(n % 3 = 0, 'us', NULL), iif(n % 3 = 0, n, NULL)";
         let rows = format!(
             "{numbers} INSERT INTO watches (asset_id, account, due_at, lease_owner, lease_until)
-                 SELECT 'ast_' || n, 'lane ' || n % 2, n, {lease} FROM number;
+                 SELECT 'ast_' || n, 'lane ' || (n % 2), n, {lease} FROM number;
              {numbers} INSERT INTO events (id, watch_id, type, body, created_at) SELECT n, n, 'x', x'', n FROM number;
              {numbers} INSERT INTO deliveries (event_seq, hook, watch_id, due_at, lease_owner, lease_until, created_at)
-                 SELECT n, 'lane ' || n % 2, n, n, {lease}, n FROM number;"
+                 SELECT n, 'lane ' || (n % 2), n, n, {lease}, n FROM number;"
         );
         lock(&store.shared.writer).execute_batch(&rows).unwrap();
         store

@@ -53,6 +53,7 @@ pub(super) fn open(path: &Path) -> Result<Store, StoreError> {
             reader: Mutex::new(reader),
             queue: Mutex::new(commit::Queue::default()),
             commits: tokio::sync::watch::Sender::new(0),
+            meter: super::Commits::default(),
         }),
     })
 }

@@ -5,6 +5,7 @@
 mod accounts;
 mod clocks;
 mod delivering;
+mod measured;
 mod polling;
 
 use std::collections::BTreeMap;
@@ -16,6 +17,7 @@ use assetwatch::clock::{Clock, Dice, Timestamp};
 use assetwatch::decide::{self, Moment, Observation, Polled, Rules};
 use assetwatch::delivery::{Attempt, Outcome};
 use assetwatch::event::{Event, Subscription, Telling, Topic};
+use assetwatch::meter::{Attempts, CALLBACKS, Polls};
 use assetwatch::pace::{Limits, Pace};
 use assetwatch::poller::{Account, Poller};
 use assetwatch::pump::{self, Gate, Lanes, Live, Phase, Stop, Wake, Work};
@@ -169,6 +171,7 @@ impl World {
                 concurrency: 4,
                 schedule: decide::SCHEDULE.into(),
                 rate: None,
+                meter: Attempts::of(CALLBACKS),
             }),
             slots: Slots::default(),
             subscriptions: vec![Subscription { on: vec![Topic::parse("hook.disabled")], ..subscription("operator") }]
@@ -275,6 +278,7 @@ impl Api {
                 })
             }),
             rekeyed: Arc::new(|| false),
+            meter: Polls::of(self.name),
             noted: Mutex::new(AccountRow { name: self.name.into(), ..AccountRow::default() }),
         }
     }
@@ -342,7 +346,7 @@ impl Receiver {
 
     fn lane(&self) -> HookLane {
         let (concurrency, schedule) = (self.concurrency, self.schedule.clone());
-        HookLane { timeout: 20 * SECOND, concurrency, schedule, rate: self.rate }
+        HookLane { timeout: 20 * SECOND, concurrency, schedule, rate: self.rate, meter: Attempts::of(self.name) }
     }
 
     fn perform(&self) -> Perform {
