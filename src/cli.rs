@@ -79,6 +79,11 @@ pub struct Global {
     /// When to use colour
     #[arg(long, global = true, value_enum, default_value_t = Color::Auto, value_name = "WHEN")]
     pub color: Color,
+    /// Where the log goes: lines on stderr, fields to journald, one JSON object a line on stderr, or `auto`: journald
+    /// where systemd has connected stderr with it, and else text
+    #[arg(long, global = true, value_enum, default_value_t = LogFormat::Auto, value_name = "FORMAT",
+        env = "ASSETWATCH_LOG_FORMAT")]
+    pub log_format: LogFormat,
 }
 
 impl Global {
@@ -86,6 +91,19 @@ impl Global {
     pub fn overrides(&self) -> Overrides {
         Overrides { config: self.config.clone(), database: self.database.clone(), api_url: self.api_url.clone() }
     }
+}
+
+/// Where the log goes, and in which form.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// To journald where stderr is connected with it, and else as text.
+    Auto,
+    /// Lines on stderr.
+    Text,
+    /// Fields to journald.
+    Journald,
+    /// One JSON object a line on stderr.
+    Json,
 }
 
 /// When to use colour.

@@ -42,8 +42,8 @@ pub use settle::DEFAULT_ACCOUNT;
 const SYSTEM_FILE: &str = "/etc/assetwatch/config.toml";
 /// The variable that names the file.
 const CONFIG_VARIABLE: &str = "ASSETWATCH_CONFIG";
-/// The variable that filters the log. It is no setting, and read elsewhere.
-const LOG_VARIABLE: &str = "ASSETWATCH_LOG";
+/// The variables that filter and form the log. They are no settings, and read elsewhere.
+const LOG_VARIABLES: [&str; 2] = ["ASSETWATCH_LOG", "ASSETWATCH_LOG_FORMAT"];
 
 /// Finds and reads the configuration.
 ///

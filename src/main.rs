@@ -9,30 +9,31 @@ use assetwatch::config::{self, ConfigError, Environment, Settings};
 use assetwatch::daemon::{self, Ending, EngineError, WaitOptions, Waited};
 use assetwatch::http::GateError;
 use assetwatch::signal::Signals;
-use assetwatch::telemetry::{self, Verbosity};
+use assetwatch::telemetry::{self, Format, Verbosity};
 use assetwatch::watch::{State, Watch};
 use assetwatch::{clock, demo};
 use clap::Parser;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    let format = Format::of(cli.global.log_format);
     let result = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .context("the runtime cannot be started")
         .and_then(|runtime| {
-            let result = runtime.block_on(dispatch(cli));
+            let result = runtime.block_on(dispatch(cli, format));
             // A read of stdin that nobody waits for any more must not keep the process.
             runtime.shutdown_background();
             result
         });
-    ExitCode::from(result.unwrap_or_else(|error| complain(&error)))
+    ExitCode::from(result.unwrap_or_else(|error| complain(&error, format)))
 }
 
-async fn dispatch(cli: Cli) -> anyhow::Result<u8> {
+async fn dispatch(cli: Cli, format: Format) -> anyhow::Result<u8> {
     let output = Output::new(&cli.global);
     let screen = Screen::default();
-    telemetry::start(verbosity(&cli), !matches!(cli.global.color, cli::Color::Never), screen.clone());
+    telemetry::start(verbosity(&cli), format, !matches!(cli.global.color, cli::Color::Never), screen.clone());
     let load = || config::load(&cli.global.overrides(), &std::env::vars_os().collect::<Environment>());
     match cli.command {
         Command::Completions { shell } => {
@@ -123,8 +124,8 @@ fn man(command: Option<String>) -> anyhow::Result<u8> {
     Ok(exit::OK)
 }
 
-/// One line: what happened, to what, and why.
-fn complain(error: &anyhow::Error) -> u8 {
+/// One line, or one entry of a log for machines: what happened, to what, and why.
+fn complain(error: &anyhow::Error, format: Format) -> u8 {
     let is_broken_pipe = |cause: &(dyn std::error::Error + 'static)| {
         cause.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == ErrorKind::BrokenPipe)
     };
@@ -132,7 +133,11 @@ fn complain(error: &anyhow::Error) -> u8 {
         // Whoever read our output has seen enough.
         return exit::OK;
     }
-    cli::complain(&format!("{error:#}"));
+    if format.is_structured() && tracing::enabled!(tracing::Level::ERROR) {
+        tracing::error!("{error:#}");
+    } else {
+        cli::complain(&format!("{error:#}"));
+    }
     let engine = error.downcast_ref::<EngineError>();
     if error.is::<ConfigError>() || error.is::<GateError>() || engine.is_some_and(EngineError::is_configuration) {
         return exit::CONFIGURATION;

@@ -12,7 +12,7 @@ use super::{Entry, Environment, Origin, Overrides};
 /// What every variable of ours begins with.
 const PREFIX: &str = "ASSETWATCH_";
 /// Variables of ours that are no settings.
-const OTHER_VARIABLES: [&str; 2] = [super::CONFIG_VARIABLE, super::LOG_VARIABLE];
+const OTHER_VARIABLES: [&str; 3] = [super::CONFIG_VARIABLE, super::LOG_VARIABLES[0], super::LOG_VARIABLES[1]];
 
 /// Reads the whole configuration and remembers what was found, and what was wrong with it.
 pub(super) struct Reader<'a> {

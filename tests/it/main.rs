@@ -19,6 +19,8 @@ mod layers;
 #[cfg(test)]
 mod listen;
 #[cfg(test)]
+mod logs;
+#[cfg(test)]
 mod operator;
 #[cfg(test)]
 mod pace;
