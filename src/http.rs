@@ -51,6 +51,8 @@ pub struct Face {
     pub control: Control,
     /// Who may ask.
     pub gate: Arc<Gate>,
+    /// Writes down what is measured, in Prometheus's text format.
+    pub metrics: Arc<dyn Fn() -> String + Send + Sync>,
 }
 
 /// What all handlers share.
@@ -124,6 +126,7 @@ fn routes() -> OpenApiRouter<Server> {
         .routes(routes!(overview::stream))
         .routes(routes!(service::healthz))
         .routes(routes!(service::readyz))
+        .routes(routes!(service::metrics))
         .routes(routes!(service::document))
 }
 

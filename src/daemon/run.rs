@@ -38,12 +38,13 @@ pub async fn run(
 ) -> anyhow::Result<()> {
     // First of all: a signal that comes while we start is not lost.
     let mut signals = Signals::take()?;
-    let metrics = telemetry::measure(Clock::system().now())?;
+    // Before what is measured is set up. Without a listener nobody could ask for it.
+    let metrics = settings.http.as_ref().map(|_| telemetry::measure(Clock::system().now())).transpose()?;
     let mut control = super::open(&settings).await?;
-    let mut server = Server::bind(&settings).await?;
+    let mut server = Server::bind(&settings, metrics.clone()).await?;
     let mut engine = start(&control, &settings, None).await?;
     server.show(&control, &engine);
-    let gauges = Gauges::start(metrics, &control, &engine);
+    let gauges = metrics.map(|metrics| Gauges::start(metrics, &control, &engine));
     tracing::info!(version = env!("CARGO_PKG_VERSION"), database = %settings.database.display(), "started");
     let mut report = Report::default();
     report.renew(&control).await;
@@ -73,7 +74,7 @@ pub async fn run(
                         settings = new_settings;
                         control = super::control(control.store, control.clock, &settings);
                         server.show(&control, &engine);
-                        gauges.follow(&control, &engine);
+                        gauges.iter().for_each(|gauges| gauges.follow(&control, &engine));
                     }
                     report.renew(&control).await;
                     systemd::ready(&report.text());

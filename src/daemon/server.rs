@@ -9,11 +9,13 @@ use super::engine::Engine;
 use crate::config::{Http, Settings};
 use crate::control::Control;
 use crate::http::{self, Bound, Face, Gate, GateError};
+use crate::telemetry::Metrics;
 
 /// The server, if one is configured.
 pub(super) struct Server {
     bound: Option<Bound>,
     gate: Option<Arc<Gate>>,
+    metrics: Option<Metrics>,
     running: Option<Running>,
 }
 
@@ -25,19 +27,21 @@ struct Running {
 
 impl Server {
     /// Begins to listen; nothing is answered yet.
-    pub async fn bind(settings: &Settings) -> anyhow::Result<Self> {
-        let Some(http) = &settings.http else { return Ok(Self { bound: None, gate: None, running: None }) };
+    pub async fn bind(settings: &Settings, metrics: Option<Metrics>) -> anyhow::Result<Self> {
+        let Some(http) = &settings.http else { return Ok(Self { bound: None, gate: None, metrics, running: None }) };
         let gate = Arc::new(Gate::new(http)?);
         let bound = http::bind(&http.listen).await?;
         let address = bound.address().map_or_else(|| http.listen.to_string(), |address| format!("http://{address}"));
         tracing::info!("listening on {address}");
-        Ok(Self { bound: Some(bound), gate: Some(gate), running: None })
+        Ok(Self { bound: Some(bound), gate: Some(gate), metrics, running: None })
     }
 
     /// Answers with these verbs from now on.
     pub fn show(&mut self, control: &Control, engine: &Engine) {
         let Some(gate) = self.gate.clone() else { return };
-        let face = Face { control: Control { running: engine.running(), ..control.clone() }, gate };
+        let (control, metrics) = (Control { running: engine.running(), ..control.clone() }, self.metrics.clone());
+        let face =
+            Face { control, gate, metrics: Arc::new(move || metrics.as_ref().map(Metrics::text).unwrap_or_default()) };
         if let Some(running) = &self.running {
             running.face.send_replace(face);
         } else if let Some(bound) = self.bound.take() {

@@ -1,5 +1,7 @@
 //! For those who look after the service: whether it lives, and what it can be asked.
 
+use std::sync::Arc;
+
 use axum::extract::State;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
@@ -21,6 +23,15 @@ pub(super) async fn healthz() -> &'static str {
 pub(super) async fn readyz(State(server): State<Server>) -> Result<&'static str, Problem> {
     server.control().store.version().await?;
     Ok("ready\n")
+}
+
+/// What is measured, in Prometheus's text format 0.0.4.
+#[utoipa::path(get, path = "/metrics", tag = "operation",
+    responses((status = 200, description = "All instruments", body = String, content_type = "text/plain"),
+        (status = "default", description = "A problem", body = Problem, content_type = "application/problem+json")))]
+pub(super) async fn metrics(State(server): State<Server>) -> Response {
+    let text = Arc::clone(&server.face.borrow().metrics);
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text()).into_response()
 }
 
 /// This description.

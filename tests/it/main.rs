@@ -21,6 +21,8 @@ mod listen;
 #[cfg(test)]
 mod logs;
 #[cfg(test)]
+mod metrics;
+#[cfg(test)]
 mod operator;
 #[cfg(test)]
 mod pace;
