@@ -1,8 +1,8 @@
 //! The control API: the verbs over HTTP, for programs, and the live dashboard for people.
 //!
 //! It speaks JSON, describes itself at `/openapi.json` (OpenAPI 3.1, generated from the handlers), and answers errors with
-//! problem documents (RFC 9457). Who may ask is decided by [`gate`]; how much one caller may take up, by [`listener`] and
-//! by the permits of [`feed`].
+//! problem documents (RFC 9457). Who may ask is decided by `gate`; how much one caller may take up, by `listener`
+//! and by the permits of streams and long polls.
 
 mod deliveries;
 mod events;

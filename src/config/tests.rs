@@ -168,7 +168,7 @@ fn the_sample_is_understood() {
 
     let listen = Listen::Tcp("127.0.0.1:8787".parse().unwrap());
     let token = Some(KeySource::File("/etc/assetwatch/http-token".into()));
-    assert_eq!(settings.http, Some(Http { listen, token }));
+    assert_eq!(settings.http, Some(Http { listen, token, hosts: Vec::new() }));
     let secrets = Some(KeySource::File("/etc/assetwatch/callback-secret".into()));
     assert_eq!(settings.callbacks, Some(Callbacks { secrets, allow_nets: Vec::new(), allow_http: false }));
 }

@@ -64,14 +64,52 @@ pub(super) struct EventPage {
     next_cursor: Option<String>,
 }
 
+/// A message of a stream (server-sent events, as the HTML standard has them).
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "it stands for what is written by hand")]
+pub(super) struct Message {
+    /// Where to go on after it.
+    #[schema(required = false)]
+    id: String,
+    /// What it tells of.
+    #[schema(required = false)]
+    event: String,
+    /// JSON.
+    #[schema(required = false)]
+    data: String,
+    /// Milliseconds to wait before connecting again.
+    #[schema(required = false)]
+    retry: u32,
+}
+
 /// Where a stream goes on.
 #[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct Resume {
     /// As the header `Last-Event-ID`, for those who cannot set it: the `id` of the last event that was received.
-    #[param(minimum = 0)]
+    #[serde(default, deserialize_with = "seq")]
+    #[param(value_type = i64, minimum = 0, required = false)]
     last_event_id: Option<i64>,
+}
+
+/// Where a stream goes on, as browsers say it.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Header)]
+#[expect(dead_code, reason = "it stands for what is read by hand")]
+pub(super) struct LastEventId {
+    /// The `id` of the last event that was received.
+    #[param(rename = "Last-Event-ID", value_type = String, required = false, pattern = "^[0-9]{0,18}$")]
+    last_event_id: String,
+}
+
+fn seq<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<i64>, D::Error> {
+    parsed(deserializer, parsed_seq, "it must be the `id` of an event")
+}
+
+/// The `id` of an event: digits, and nothing else that a number may have.
+fn parsed_seq(text: &str) -> Option<i64> {
+    text.parse().ok().filter(|_| text.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 /// Events, oldest first.
@@ -92,8 +130,8 @@ pub(super) async fn list(
 ///
 /// After an interruption it goes on behind `Last-Event-ID`; without one it begins with what happens from now on.
 #[utoipa::path(get, path = "/v1/events/stream", tag = "events",
-    params(Resume, ("Last-Event-ID" = Option<String>, Header, description = "The `id` of the last event that was received", pattern = "^[0-9]{1,18}$")),
-    responses((status = 200, description = "Server-sent events", body = String, content_type = "text/event-stream"),
+    params(Resume, LastEventId),
+    responses((status = 200, description = "Server-sent events", body = Message, content_type = "text/event-stream"),
         (status = "default", description = "A problem", body = Problem, content_type = "application/problem+json")))]
 pub(super) async fn stream(
     State(server): State<Server>,
@@ -106,7 +144,7 @@ pub(super) async fn stream(
             // An empty one is what a browser sends that has received nothing.
             Some(value) if value.is_empty() => None,
             Some(value) => {
-                let number = value.to_str().ok().and_then(|text| text.parse::<i64>().ok());
+                let number = value.to_str().ok().and_then(parsed_seq);
                 Some(number.ok_or_else(|| {
                     Problem::new(StatusCode::BAD_REQUEST, "Last-Event-ID must be the `id` of an event")
                 })?)

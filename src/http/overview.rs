@@ -13,7 +13,7 @@ use tokio::sync::{Mutex, OwnedSemaphorePermit, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::Server;
-use super::events::EVENT_STREAM;
+use super::events::{EVENT_STREAM, Message};
 use super::problem::Problem;
 use crate::control::{Control, OverviewShown};
 use crate::store::StoreError;
@@ -69,7 +69,7 @@ pub(super) async fn get(State(server): State<Server>) -> Result<Response, Proble
 
 /// The overview, at once and then whenever it changes, at most once a second: server-sent events named `overview`.
 #[utoipa::path(get, path = "/v1/overview/stream", tag = "operation",
-    responses((status = 200, description = "Server-sent events", body = String, content_type = "text/event-stream"),
+    responses((status = 200, description = "Server-sent events", body = Message, content_type = "text/event-stream"),
         (status = "default", description = "A problem", body = Problem, content_type = "application/problem+json")))]
 pub(super) async fn stream(State(server): State<Server>) -> Result<Response, Problem> {
     let permit = server.streams.clone().try_acquire_owned().map_err(|_| Problem::no_room("streams"))?;
