@@ -1,5 +1,7 @@
 //! The processes of a benchmark: itself once more in another part, and the program.
 
+#![allow(dead_code, reason = "each benchmark is a program of its own, and uses its part")]
+
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
