@@ -4,6 +4,7 @@
 //! problem documents (RFC 9457). Who may ask is decided by `gate`; how much one caller may take up, by `listener`
 //! and by the permits of streams and long polls.
 
+mod dashboard;
 mod deliveries;
 mod events;
 mod extract;
@@ -132,6 +133,7 @@ fn routes() -> OpenApiRouter<Server> {
 
 fn guarded(router: Router<Server>, server: Server) -> Router {
     router
+        .merge(dashboard::routes())
         .fallback(async |uri: Uri| {
             Problem::new(
                 StatusCode::NOT_FOUND,

@@ -9,6 +9,8 @@ mod cli;
 #[cfg(test)]
 mod commands;
 #[cfg(test)]
+mod dashboard;
+#[cfg(test)]
 mod flow;
 #[cfg(test)]
 mod guard;

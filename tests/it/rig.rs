@@ -1,5 +1,6 @@
 //! The rig: a scripted API, a receiver, and a daemon process that must not end early. Events are awaited, never slept for.
 
+mod browser;
 mod caller;
 mod daemon;
 mod faults;
@@ -10,6 +11,7 @@ use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+pub use browser::{Browser, DOWN, ENTER, ESCAPE, TAB};
 pub use caller::{Caller, answer, served};
 pub use daemon::{Daemon, run, run_with};
 pub use faults::{Latch, Tmpfs, WriteLock, executable, now};
