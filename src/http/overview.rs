@@ -39,12 +39,13 @@ struct Look {
 }
 
 impl Cached {
-    /// How everything stands, at most as old as it takes to look; with `change`, after that change at least.
-    async fn look(&self, control: &Control, changes: u64, change: Option<u64>) -> Result<Bytes, StoreError> {
+    /// How everything stands, at most as old as it takes to look; with `change`, after that change at least. And the
+    /// change that it is surely after.
+    async fn look(&self, control: &Control, changes: u64, change: Option<u64>) -> Result<(u64, Bytes), StoreError> {
         let mut latest = self.0.lock().await;
         if let Some(look) = latest.as_ref() {
             if change.map_or(Instant::now() < look.until, |change| look.change >= change) {
-                return Ok(look.json.clone());
+                return Ok((look.change, look.json.clone()));
             }
             // Others wait for the lock meanwhile, and get the same.
             sleep_until(look.until).await;
@@ -53,7 +54,7 @@ impl Cached {
         let json: Bytes = serde_json::to_vec(&control.overview().await?).unwrap_or_default().into();
         let until = Instant::now() + (begun.elapsed() * SHARE).max(OFTEN);
         *latest = Some(Look { json: json.clone(), until, change: changes });
-        Ok(json)
+        Ok((changes, json))
     }
 }
 
@@ -63,7 +64,7 @@ impl Cached {
         (status = "default", description = "A problem", body = Problem, content_type = "application/problem+json")))]
 pub(super) async fn get(State(server): State<Server>) -> Result<Response, Problem> {
     let changes = *server.feed.changes().borrow();
-    let json = server.overview.look(&server.control(), changes, None).await?;
+    let (_, json) = server.overview.look(&server.control(), changes, None).await?;
     Ok(([(header::CONTENT_TYPE, "application/json")], json).into_response())
 }
 
@@ -103,7 +104,7 @@ impl Stream {
             loop {
                 let changes = *changes.borrow();
                 match server.overview.look(&server.control(), changes, change).await {
-                    Ok(json) => return (changes, json),
+                    Ok(looked) => return looked,
                     // The database pauses; a stream that ended would only begin again.
                     Err(error) => {
                         tracing::debug!("no overview was made: {error}");
@@ -112,11 +113,11 @@ impl Stream {
                 }
             }
         };
-        let (changes, json) = tokio::select! {
+        let (change, json) = tokio::select! {
             () = self.server.stopped() => return None,
             looked = looking => looked,
         };
-        self.told = Some(changes);
+        self.told = Some(change);
         let mut frame = Vec::with_capacity(json.len() + 32);
         frame.extend_from_slice(b"event: overview\ndata: ");
         frame.extend_from_slice(&json);
