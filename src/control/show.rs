@@ -104,7 +104,7 @@ impl Around {
         match delivery.state {
             DeliveryState::Delivered => (format!("told, with attempt {attempts}"), None),
             DeliveryState::Dead => {
-                (format!("given up on after {attempts} attempts{error}"), Some(format!("{retry} begins anew")))
+                (format!("given up on after {}{error}", tries(attempts)), Some(format!("{retry} begins anew")))
             }
             DeliveryState::Held => self.held(delivery, &error),
             DeliveryState::Waiting => {
@@ -185,7 +185,7 @@ impl Around {
         }
         let why = match delivery.due_at {
             Some(due_at) if delivery.attempts > 0 => {
-                format!("again at {due_at}, after {} attempts{error}", delivery.attempts)
+                format!("again at {due_at}, after {}{error}", tries(delivery.attempts))
             }
             Some(_) | None => "not attempted yet; a running daemon does it".into(),
         };
@@ -196,6 +196,10 @@ impl Around {
         let start = "no daemon is running on this database: start it with `assetwatch run`";
         (!self.daemon).then(|| start.to_owned())
     }
+}
+
+fn tries(attempts: i64) -> String {
+    if attempts == 1 { "1 attempt".into() } else { format!("{attempts} attempts") }
 }
 
 /// Why the end of a watch, or its not having ended, was no event for a hook.

@@ -256,7 +256,7 @@ async fn show_explains_each_hook() {
     assert!(says.starts_with("held: the hook is disabled since 1970-01-01T00:00:00.001Z (410)"), "{says}");
     assert_eq!(change, "`assetwatch hooks enable cms` releases it");
     set("state = 'dead', finished_at = 1");
-    assert!(cms().await.0.starts_with("given up on after 1 attempts: blocked by"), "{:?}", cms().await);
+    assert!(cms().await.0.starts_with("given up on after 1 attempt: blocked by"), "{:?}", cms().await);
     let text = run(&place, &["show", "active_1"]).await.out;
     assert!(text.contains("hook cms: given up on") && text.contains("\n  `assetwatch deliveries retry "), "{text}");
 }
