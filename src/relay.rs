@@ -296,18 +296,14 @@ impl Relay {
         now: Timestamp,
     ) -> impl FnOnce(&Standing) -> Ending + Send + 'static {
         let (install_id, subscriptions) = (self.store.install_id().to_owned(), Arc::clone(&self.subscriptions));
-        let mut random = [0; 16];
-        // Two notices of one id would be one fact to a receiver; the dice are worse than the system's, and good enough.
-        if getrandom::fill(&mut random).is_err() {
-            random.fill_with(|| (self.dice.roll() * 256.0) as u8);
-        }
+        let dice = self.dice.clone();
         move |before| {
             let (standing, turn) = before.after(&outcome, now);
             let telling = Telling { install_id: &install_id, subscriptions: &subscriptions };
             let told = (turn == Some(Turn::Disabled)).then(|| {
                 let reason = standing.disabled_reason.clone().unwrap_or_default();
                 let notice = Notice::HookDisabled { hook: standing.name.clone(), reason };
-                Event::of_notice(&notice, random, now, &telling)
+                Event::of_notice(&notice, dice.bytes(), now, &telling)
             });
             Ending { verdict: verdict.at(&standing), standing, turn, events: told.into_iter().collect() }
         }

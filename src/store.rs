@@ -13,6 +13,7 @@
 
 mod accounts;
 mod batches;
+mod blocking;
 mod commit;
 mod deliveries;
 mod history;
@@ -34,6 +35,7 @@ use rusqlite::Connection;
 pub use crate::standing::Standing as HookRow;
 pub use accounts::AccountRow;
 pub use batches::TellBatch;
+pub use blocking::Blocking;
 pub use deliveries::{Backlog, DeliveryFilter, DeliveryRow, Portion, Retried};
 pub use history::{AttemptRow, EventRow, History};
 pub use ledger::{DaemonRow, Ending, Outstanding};
@@ -129,6 +131,7 @@ struct Shared {
     /// Counts our own commits.
     commits: tokio::sync::watch::Sender<u64>,
     meter: Commits,
+    blocking: Blocking,
 }
 
 impl Store {
@@ -137,8 +140,16 @@ impl Store {
     /// # Errors
     /// [`StoreError::Unusable`] when there can be no database there, or it is not one of ours, or a newer version's.
     pub async fn open(path: &Path) -> Result<Self, StoreError> {
-        let path = path.to_owned();
-        blocking(move || open::open(&path)).await
+        Self::open_with(path, Blocking::aside()).await
+    }
+
+    /// [`Store::open`], with a say in how the work that blocks is run.
+    ///
+    /// # Errors
+    /// Those of [`Store::open`].
+    pub async fn open_with(path: &Path, blocking: Blocking) -> Result<Self, StoreError> {
+        let (path, kept) = (path.to_owned(), blocking.clone());
+        blocking.answer(move || open::open(&path, kept)).await
     }
 
     /// The database's own random id: part of every event's id.
@@ -159,13 +170,13 @@ impl Store {
     /// A number that changes whenever another process has committed a change.
     pub async fn foreign_version(&self) -> Result<i64, StoreError> {
         let shared = Arc::clone(&self.shared);
-        blocking(move || version(&lock(&shared.writer))).await
+        self.shared.blocking.answer(move || version(&lock(&shared.writer))).await
     }
 
     /// A number that changes whenever anybody has committed a change, this process included.
     pub async fn version(&self) -> Result<i64, StoreError> {
         let shared = Arc::clone(&self.shared);
-        blocking(move || version(&lock(&shared.reader))).await
+        self.shared.blocking.answer(move || version(&lock(&shared.reader))).await
     }
 
     /// Looks at the database in one snapshot.
@@ -174,22 +185,12 @@ impl Store {
         look: impl FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
         let shared = Arc::clone(&self.shared);
-        blocking(move || {
+        let look = move || {
             let mut reader = lock(&shared.reader);
             let snapshot = reader.transaction()?;
             look(&snapshot)
-        })
-        .await
-    }
-}
-
-/// SQLite blocks; and `spawn_blocking`, unlike a thread of our own, holds a paused clock still.
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
-) -> Result<T, StoreError> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(error) => Err(StoreError::Broken(error.to_string())),
+        };
+        self.shared.blocking.answer(look).await
     }
 }
 

@@ -48,12 +48,14 @@ impl Store {
     }
 
     fn enqueue(&self, write: Write) {
-        let mut queue = lock(&self.shared.queue);
-        queue.waiting.push(write);
-        if !queue.committing {
-            queue.committing = true;
+        let is_first = {
+            let mut queue = lock(&self.shared.queue);
+            queue.waiting.push(write);
+            !std::mem::replace(&mut queue.committing, true)
+        };
+        if is_first {
             let shared = Arc::clone(&self.shared);
-            tokio::task::spawn_blocking(move || commit_all(&shared));
+            self.shared.blocking.run(move || commit_all(&shared));
         }
     }
 }

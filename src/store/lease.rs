@@ -126,12 +126,12 @@ fn rows(line: &Line, sort: Sort) -> String {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use super::super::{Store, ledger, lock, open, watches};
+    use super::super::{Blocking, Store, ledger, lock, open, watches};
     use super::*;
 
     /// A database with many rows of each kind, in two lanes.
     pub fn full(directory: &tempfile::TempDir) -> Store {
-        let store = open::open(&directory.path().join("assetwatch.db")).unwrap();
+        let store = open::open(&directory.path().join("assetwatch.db"), Blocking::aside()).unwrap();
         let numbers = "WITH RECURSIVE number (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM number WHERE n < 600)";
         let lease = "iif(n % 3 = 0, 'us', NULL), iif(n % 3 = 0, n, NULL)";
         let rows = format!(

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 
-use super::{Shared, Store, StoreError, commit};
+use super::{Blocking, Shared, Store, StoreError, commit};
 use crate::event::base32;
 
 /// In the file's header, so that the file can be told from another program's: `aWtc`.
@@ -24,7 +24,7 @@ const MIGRATIONS: &[&str] = &[
 /// How long a statement waits for another program's lock.
 const BUSY: Duration = Duration::from_secs(5);
 
-pub(super) fn open(path: &Path) -> Result<Store, StoreError> {
+pub(super) fn open(path: &Path, blocking: Blocking) -> Result<Store, StoreError> {
     let unusable = |why: String| StoreError::Unusable { path: path.to_owned(), why };
     // SQLite gives `:memory:` and `file:…` a meaning of their own, and an absolute path none.
     let absolute = std::path::absolute(path).map_err(|error| unusable(error.to_string()))?;
@@ -54,6 +54,7 @@ pub(super) fn open(path: &Path) -> Result<Store, StoreError> {
             queue: Mutex::new(commit::Queue::default()),
             commits: tokio::sync::watch::Sender::new(0),
             meter: super::Commits::default(),
+            blocking,
         }),
     })
 }
@@ -207,7 +208,7 @@ mod tests {
     #[test]
     fn each_connection_waits_for_the_disk_and_for_locks() {
         let directory = tempfile::tempdir().unwrap();
-        let store = open(&directory.path().join("assetwatch.db")).unwrap();
+        let store = open(&directory.path().join("assetwatch.db"), Blocking::aside()).unwrap();
         for connection in [&store.shared.writer, &store.shared.reader] {
             let connection = lock(connection);
             let number = |name| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0)).unwrap();
