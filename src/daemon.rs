@@ -8,7 +8,7 @@ mod wait;
 
 use std::path::Path;
 
-pub use engine::{Engine, EngineError, confine};
+pub use engine::{Asked, Edges, Engine, EngineError, confine};
 pub use run::run;
 pub use wait::{Ending, WaitOptions, Waited, wait};
 

@@ -20,7 +20,7 @@ use crate::event::base32;
 use crate::hook::{self, HookError, Hooks};
 use crate::meter::{Attempts, CALLBACKS, Polls};
 use crate::pace::{Closure, Known, LONGEST_RETRY_AFTER, Pace};
-use crate::poller::{Account, Poller};
+use crate::poller::{Account, Poll, Poller};
 use crate::pump::{self, Live, Phase, Stop, Wake};
 use crate::relay::{HookLane, Perform, Relay, Slots};
 use crate::store::{AccountRow, StoreError};
@@ -45,6 +45,9 @@ pub enum EngineError {
     /// An account cannot be asked for.
     #[error("account `{account}`: {error}")]
     Api { account: String, error: ApiError },
+    /// Nothing was handed in to ask for an account.
+    #[error("account `{account}`: there is nobody to ask")]
+    Unasked { account: String },
     /// A hook cannot be set up.
     #[error(transparent)]
     Hook(#[from] HookError),
@@ -57,6 +60,60 @@ impl EngineError {
     /// Whether the configuration has to be changed, and another try would not help.
     pub fn is_configuration(&self) -> bool {
         !matches!(self, Self::Store(_))
+    }
+}
+
+/// What an engine takes of the world. A simulation hands in its own.
+pub struct Edges {
+    /// The name in its leases, which no other engine has.
+    pub owner: String,
+    /// For jitter.
+    pub dice: Dice,
+    /// The API of each account.
+    pub apis: BTreeMap<String, Asked>,
+    /// Makes attempts, and ends them early when the stop has come as far as [`Phase::Hurry`].
+    pub perform: Box<dyn FnOnce(Stop) -> Perform + Send>,
+}
+
+/// The API, as it is asked with the key of one account.
+pub struct Asked {
+    /// Asks about one asset.
+    pub poll: Poll,
+    /// Whether the key has changed since it was last asked.
+    pub rekeyed: Arc<dyn Fn() -> bool + Send + Sync>,
+}
+
+impl Edges {
+    /// The real ones: HTTP and child processes.
+    fn of(settings: &Settings, clock: &Clock) -> Result<Self, EngineError> {
+        let hooks = Hooks::new(&settings.hooks, settings.callbacks.as_ref(), |name| std::env::var_os(name))?;
+        let named = |account: &config::Account| Ok((account.name.clone(), Asked::by_http(account, clock.clone())?));
+        let apis = settings.accounts.iter().map(named).collect::<Result<_, EngineError>>()?;
+        let clock = clock.clone();
+        Ok(Self {
+            owner: owner()?,
+            dice: Dice::fair(),
+            apis,
+            perform: Box::new(move |stop| perform(Arc::new(hooks), clock, stop)),
+        })
+    }
+}
+
+impl Asked {
+    fn by_http(account: &config::Account, clock: Clock) -> Result<Self, EngineError> {
+        let key = read_key(&account.key);
+        let key = key.map_err(|error| EngineError::Key { account: account.name.clone(), error })?;
+        let api = Api::new(&account.url, key.expose(), account.timeout, clock);
+        let api = Arc::new(api.map_err(|error| EngineError::Api { account: account.name.clone(), error })?);
+        let (asked, source) = (Arc::clone(&api), account.key.clone());
+        Ok(Self {
+            poll: Arc::new(move |asset_id| {
+                let api = Arc::clone(&asked);
+                Box::pin(async move { api.poll(&asset_id).await })
+            }),
+            // A key that cannot be read or sent is not a new one: the account stays as it is.
+            rekeyed: Arc::new(move || read_key(&source).is_ok_and(|key| api.set_key(key.expose()).unwrap_or(false))),
+        })
     }
 }
 
@@ -84,19 +141,32 @@ impl Engine {
         only: Option<Vec<i64>>,
         before: Option<&Self>,
     ) -> Result<Self, EngineError> {
-        let Control { store, clock, .. } = control;
-        let owner = owner()?;
         confine(settings);
-        let hooks = Arc::new(Hooks::new(&settings.hooks, settings.callbacks.as_ref(), |name| std::env::var_os(name))?);
+        let edges = Edges::of(settings, &control.clock)?;
+        Self::with(control, settings, (only, before), edges).await
+    }
+
+    /// [`Engine::start`], with other edges than those of the configuration.
+    ///
+    /// # Errors
+    /// When an account has no API among the edges, or the database fails; nothing has been started then.
+    pub async fn with(
+        control: &Control,
+        settings: &Settings,
+        (only, before): (Option<Vec<i64>>, Option<&Self>),
+        edges: Edges,
+    ) -> Result<Self, EngineError> {
+        let Control { store, clock, .. } = control;
+        let Edges { owner, dice, apis, perform } = edges;
         let (announce, stop) = Stop::channel();
         let (polling, telling) = (Wake::default(), Wake::default());
-        let accounts = accounts(control, settings, before).await?;
+        let accounts = accounts(control, settings, before, apis).await?;
         let paces = accounts.values().map(|account| (account.name.clone(), Arc::clone(&account.pace))).collect();
         let slots = before.map(|engine| engine.slots.clone()).unwrap_or_default();
         let poller = Poller {
             store: store.clone(),
             clock: clock.clone(),
-            dice: Dice::fair(),
+            dice: dice.clone(),
             owner: owner.clone(),
             accounts,
             subscriptions: settings.hooks.iter().map(|hook| hook.subscription.clone()).collect(),
@@ -110,14 +180,14 @@ impl Engine {
         let relay = Relay {
             store: store.clone(),
             clock: clock.clone(),
-            dice: Dice::fair(),
+            dice,
             owner: owner.clone(),
             hooks: settings.hooks.iter().map(lane).collect(),
             callbacks: Some(callback_lane()),
             slots: slots.clone(),
             subscriptions: settings.hooks.iter().map(|hook| hook.subscription.clone()).collect(),
             looked_at: Mutex::default(),
-            perform: perform(hooks, clock.clone(), stop.clone()),
+            perform: perform(stop.clone()),
             only,
             live: Live::default(),
         };
@@ -218,6 +288,7 @@ async fn accounts(
     control: &Control,
     settings: &Settings,
     before: Option<&Engine>,
+    mut apis: BTreeMap<String, Asked>,
 ) -> Result<BTreeMap<String, Account>, EngineError> {
     let (now, tick) = (control.clock.now(), control.clock.tick());
     let rows = control.store.accounts().await?;
@@ -228,7 +299,8 @@ async fn accounts(
         let kept = before.and_then(|engine| engine.paces.get(&account.name)).cloned();
         let resumed = || Arc::new(Mutex::new(Pace::resumed(account.limits, &known(&row, now, tick), tick)));
         let pace = kept.unwrap_or_else(resumed);
-        accounts.insert(account.name.clone(), set_up(account, pace, row, control.clock.clone())?);
+        let asked = apis.remove(&account.name).ok_or_else(|| EngineError::Unasked { account: account.name.clone() })?;
+        accounts.insert(account.name.clone(), set_up(account, pace, row, asked));
     }
     for account in accounts.values() {
         // It is tried now: what an earlier process planned is over.
@@ -267,31 +339,17 @@ fn known(row: &AccountRow, now: Timestamp, tick: Tick) -> Known {
     }
 }
 
-fn set_up(
-    account: &config::Account,
-    pace: Arc<Mutex<Pace>>,
-    noted: AccountRow,
-    clock: Clock,
-) -> Result<Account, EngineError> {
-    let key = read_key(&account.key);
-    let key = key.map_err(|error| EngineError::Key { account: account.name.clone(), error })?;
-    let api = Api::new(&account.url, key.expose(), account.timeout, clock);
-    let api = Arc::new(api.map_err(|error| EngineError::Api { account: account.name.clone(), error })?);
-    let (asked, source) = (Arc::clone(&api), account.key.clone());
-    Ok(Account {
+fn set_up(account: &config::Account, pace: Arc<Mutex<Pace>>, noted: AccountRow, asked: Asked) -> Account {
+    Account {
         name: account.name.clone(),
         rules: account.rules.clone(),
         timeout: account.timeout,
         pace,
-        poll: Arc::new(move |asset_id| {
-            let api = Arc::clone(&asked);
-            Box::pin(async move { api.poll(&asset_id).await })
-        }),
-        // A key that cannot be read or sent is not a new one: the account stays as it is.
-        rekeyed: Arc::new(move || read_key(&source).is_ok_and(|key| api.set_key(key.expose()).unwrap_or(false))),
+        poll: asked.poll,
+        rekeyed: asked.rekeyed,
         meter: Polls::of(&account.name),
         noted: Mutex::new(noted),
-    })
+    }
 }
 
 fn read_key(source: &KeySource) -> Result<config::Secret, KeyError> {
