@@ -34,8 +34,8 @@ mod tests;
 
 pub use origin::{Entry, Origin};
 pub use reader::closest;
-pub(crate) use secret::read_at_most;
 pub use secret::{KeyError, KeySource, Secret};
+pub(crate) use secret::{credential, read_at_most};
 pub use settle::DEFAULT_ACCOUNT;
 
 /// The file of the whole machine.

@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use super::literal::{Literal, printable};
-use super::{CONFIG_VARIABLE, Environment, Origin, Overrides};
+use super::{CONFIG_VARIABLE, Environment, Origin, Overrides, credential};
 
 /// The largest configuration file, in bytes.
 const LARGEST: u64 = 256 * 1_024;
@@ -94,26 +94,25 @@ fn home(environment: &Environment, variable: &'static str, below_home: &str) -> 
 
 /// Where the API key is when nobody says.
 pub(super) enum FoundKey {
-    /// systemd holds it.
-    Credential(PathBuf),
+    /// systemd has passed it on, as the credential of this name.
+    Credential(&'static str),
     /// The name of the variable that is usual for it, and whether it is set.
     Variable { name: &'static str, is_set: bool },
 }
 
-/// The file of the credential that systemd holds for the HTTP server's token, if there is one.
-pub(super) fn token(environment: &Environment) -> Option<PathBuf> {
-    credential(environment, TOKEN_CREDENTIAL)
+/// The name of the credential that systemd has passed on for the HTTP server's token, if it has.
+pub(super) fn token(environment: &Environment) -> Option<&'static str> {
+    is_passed(environment, TOKEN_CREDENTIAL).then_some(TOKEN_CREDENTIAL)
 }
 
-fn credential(environment: &Environment, name: &str) -> Option<PathBuf> {
-    let directory = environment.get("CREDENTIALS_DIRECTORY")?;
-    Some(Path::new(&directory).join(name)).filter(|path| path.exists())
+fn is_passed(environment: &Environment, name: &str) -> bool {
+    credential(name, |name| environment.get(name)).is_ok_and(|path| path.exists())
 }
 
 /// Looks for the API key where systemd and people put it.
 pub(super) fn key(environment: &Environment) -> FoundKey {
-    match credential(environment, CREDENTIAL) {
-        Some(path) => FoundKey::Credential(path),
-        None => FoundKey::Variable { name: KEY_VARIABLE, is_set: environment.get(KEY_VARIABLE).is_some() },
+    if is_passed(environment, CREDENTIAL) {
+        return FoundKey::Credential(CREDENTIAL);
     }
+    FoundKey::Variable { name: KEY_VARIABLE, is_set: environment.get(KEY_VARIABLE).is_some() }
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::document::{Branch, Node, Value};
-use super::kind::{Judged, hidden_with, secret_variable, shown_with, sound};
+use super::kind::{Judged, credential_name, hidden_with, secret_variable, shown_with, sound};
 use super::literal::{Literal, MASK, excerpt, quoted};
 use super::{Header, HeaderText, KeySource, Secret};
 use crate::event::Template;
@@ -30,6 +30,7 @@ impl Literal for Vec<Header> {
         let header = |Header { name, value }: &Header| match value {
             HeaderText::Plain(_) => format!("{name} = \"{MASK}\""),
             HeaderText::From(KeySource::Env(variable)) => format!("{name} = {{ env = {} }}", quoted(variable)),
+            HeaderText::From(KeySource::Credential(held)) => format!("{name} = {{ credential = {} }}", quoted(held)),
             HeaderText::From(source) => format!("{name} = {{ file = {} }}", quoted(&source.to_string())),
         };
         let headers: Vec<String> = self.iter().map(header).collect();
@@ -81,7 +82,8 @@ fn header_name(name: &str, has_body: bool) -> Judged<String> {
 fn header_text(name: &str, node: &Node, base: &Path) -> Judged<HeaderText> {
     let right = || {
         hidden_with(format!(
-            "must have a string of at most 4 KiB of printable ASCII, {{ file = \"…\" }} or {{ env = \"…\" }} for {name}"
+            "must have a string of at most 4 KiB of printable ASCII, {{ file = \"…\" }}, {{ credential = \"…\" }} \
+             or {{ env = \"…\" }} for {name}"
         ))
     };
     match &node.value {
@@ -99,6 +101,7 @@ fn source(branch: &Branch, base: &Path) -> Option<KeySource> {
     let value = if nodes.next().is_none() { &node.value } else { return None };
     match (key.as_str(), value) {
         ("file", Value::Quoted(path)) if sound(path) => Some(KeySource::File(base.join(path))),
+        ("credential", _) => credential_name(value).ok().map(KeySource::Credential),
         ("env", _) => secret_variable(value).ok().map(KeySource::Env),
         _ => None,
     }

@@ -8,12 +8,12 @@ use super::headers;
 use super::kind::{self, DAY, HOUR, HookUrl, MINUTE, ProxyUrl, SECOND, TENTH};
 use super::literal::printable;
 use super::reader::Reader;
-use super::section::Section;
+use super::section::{SECRET, Section};
 use super::{Command, Hook, Target, Webhook};
 use crate::decide::SCHEDULE;
 use crate::event::{Subscription, Template, Topic};
 
-const FOR_WEBHOOKS: [&str; 6] = ["url", "secret_file", "secret_env", "headers", "body", "proxy"];
+const FOR_WEBHOOKS: [&str; 7] = ["url", "secret_file", "secret_credential", "secret_env", "headers", "body", "proxy"];
 const FOR_COMMANDS: [&str; 4] = ["command", "kill_after", "env", "env_pass"];
 
 /// One `[[hooks]]`; `at` is its place among them. None when it cannot be told what it is.
@@ -81,7 +81,7 @@ fn target(section: &mut Section<'_, '_>) -> Option<(Target, Option<Template>)> {
 
 fn webhook(section: &mut Section<'_, '_>) -> Option<(Target, Option<Template>)> {
     let url = section.setting("url", kind::hook_url);
-    let secrets = section.secret("secret_file", "secret_env");
+    let secrets = section.secret(&SECRET);
     // Without a body of its own a hook is sent JSON, whatever a header says.
     let has_body = section.has("body");
     let base = section.base();

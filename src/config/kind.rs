@@ -129,6 +129,17 @@ pub(super) fn secret_variable(value: &Value) -> Judged<String> {
     }
 }
 
+/// The name of a credential, as systemd takes it. People put the secret itself there.
+pub(super) fn credential_name(value: &Value) -> Judged<String> {
+    let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    match value.text() {
+        Some(text) if (1..=255).contains(&text.len()) && !text.starts_with('.') && text.bytes().all(fits) => {
+            Ok(text.into())
+        }
+        _ => hidden_with("must be the name of a systemd credential that holds the secret: letters, digits, _, - and ."),
+    }
+}
+
 /// The name of a variable that a command gets from our own environment.
 pub(super) fn passed_variable(value: &Value) -> Judged<String> {
     match value.text() {

@@ -12,6 +12,9 @@ use super::literal::{MASK, printable};
 /// The longest secret, and the longest file of secrets, in bytes. More would not fit into an HTTP header.
 const LONGEST: usize = 4 * 1_024;
 
+/// The variable in which systemd says where the credentials of a service are.
+pub(super) const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
+
 /// Text that is never shown: `Debug` and `Display` print a mask.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
@@ -47,6 +50,8 @@ pub enum KeySource {
     File(PathBuf),
     /// A variable of the environment.
     Env(String),
+    /// A credential of this name, which systemd passes to a service (`LoadCredential=`); read like a file.
+    Credential(String),
     /// Nothing is configured and nothing was found.
     Absent,
 }
@@ -56,6 +61,7 @@ impl fmt::Display for KeySource {
         match self {
             Self::File(path) => f.write_str(&printable(&path.to_string_lossy())),
             Self::Env(name) => write!(f, "${name}"),
+            Self::Credential(name) => write!(f, "the credential {name}"),
             Self::Absent => f.write_str("nowhere"),
         }
     }
@@ -74,6 +80,15 @@ pub enum KeyError {
     /// The variable is not there.
     #[error("${name}: is not set, but the configuration says that it holds a secret")]
     Unset { name: String },
+    /// No credentials were passed to us.
+    #[error(
+        "the credential {name}: there are none, systemd passes them to the service alone; beside the running service, root \
+         may say CREDENTIALS_DIRECTORY=/run/credentials/assetwatch.service"
+    )]
+    NoCredentials { name: String },
+    /// There are credentials, but this one cannot be read.
+    #[error("the credential {name}: cannot be read: {error}; the unit has to name it in LoadCredential=")]
+    UnreadableCredential { name: String, error: io::Error },
     /// What is there cannot be a secret.
     #[error("{place}: {problem}")]
     Malformed { place: String, problem: &'static str },
@@ -102,6 +117,8 @@ impl KeySource {
         let bytes = match self {
             Self::File(path) => read_file(path).map_err(|error| KeyError::Unreadable { path: path.clone(), error })?,
             Self::Env(name) => env(name).ok_or_else(|| KeyError::Unset { name: name.clone() })?.into_encoded_bytes(),
+            Self::Credential(name) => read_file(&credential(name, env)?)
+                .map_err(|error| KeyError::UnreadableCredential { name: name.clone(), error })?,
             Self::Absent => return Err(KeyError::Absent),
         };
         if bytes.len() > LONGEST {
@@ -127,6 +144,16 @@ impl KeySource {
     fn malformed(&self, problem: &'static str) -> KeyError {
         KeyError::Malformed { place: self.to_string(), problem }
     }
+}
+
+/// Where systemd has put a credential; whether it has is not looked at.
+///
+/// # Errors
+/// When it has passed us none at all.
+pub(crate) fn credential(name: &str, env: impl Fn(&str) -> Option<OsString>) -> Result<PathBuf, KeyError> {
+    let directory = env(CREDENTIALS).filter(|directory| !directory.is_empty());
+    let directory = directory.ok_or_else(|| KeyError::NoCredentials { name: name.into() })?;
+    Ok(Path::new(&directory).join(name))
 }
 
 const EMPTY: &str = "is empty; put the secret into it";
@@ -202,6 +229,22 @@ mod tests {
             assert_eq!(source.read(|_| None).unwrap().expose(), key);
         }
         assert!(KeySource::File("/dev/zero".into()).read(|_| None).is_err());
+    }
+
+    #[test]
+    fn a_credential_is_read_from_where_systemd_has_put_it() {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("key"), "rn_canary\n").unwrap();
+        let env = |name: &str| (name == CREDENTIALS).then(|| directory.path().into());
+        let read = |name: &str| KeySource::Credential(name.into()).read(env).map_err(|error| error.to_string());
+        assert_eq!(read("key").unwrap().expose(), CANARY);
+        let missing = "the credential other: cannot be read: No such file or directory (os error 2); the unit has to name it \
+                       in LoadCredential=";
+        assert_eq!(read("other").unwrap_err(), missing);
+        let error = KeySource::Credential("key".into()).read(|_| None).unwrap_err().to_string();
+        let by_hand = "the credential key: there are none, systemd passes them to the service alone; beside the running \
+                       service, root may say CREDENTIALS_DIRECTORY=/run/credentials/assetwatch.service";
+        assert_eq!(error, by_hand);
     }
 
     #[test]

@@ -9,6 +9,27 @@ use super::literal::{Literal, excerpt, quoted};
 use super::reader::{Reader, closest, variable};
 use super::{Entry, KeySource, Origin};
 
+/// The keys that say where a secret is, each with the kind of place.
+pub(super) type SecretKeys = [(&'static str, Place)];
+/// Of an API key.
+pub(super) const KEY: [(&str, Place); 3] =
+    [("key_file", Place::File), ("key_credential", Place::Credential), ("key_env", Place::Env)];
+/// Of what webhooks are signed with.
+pub(super) const SECRET: [(&str, Place); 3] =
+    [("secret_file", Place::File), ("secret_credential", Place::Credential), ("secret_env", Place::Env)];
+/// Of what callers of the HTTP server have to show.
+pub(super) const TOKEN: [(&str, Place); 2] = [("token_file", Place::File), ("token_credential", Place::Credential)];
+
+/// Where a secret may be.
+pub(super) enum Place {
+    /// In a file.
+    File,
+    /// With systemd.
+    Credential,
+    /// In a variable.
+    Env,
+}
+
 /// One table while it is read.
 pub(super) struct Section<'r, 'a> {
     pub reader: &'r mut Reader<'a>,
@@ -77,22 +98,26 @@ impl<'r, 'a> Section<'r, 'a> {
         self.setting(key, kind::path(&base))
     }
 
-    /// A secret from a file or a variable, whose names are these two keys.
-    pub fn secret(&mut self, file_key: &'static str, env_key: &'static str) -> Option<KeySource> {
-        // Whoever overrides the one means to replace the other, too.
-        for (key, other) in [(file_key, env_key), (env_key, file_key)] {
-            if self.overrides(key) {
-                self.forget(other);
+    /// A secret, by whichever of these keys says where it is.
+    pub fn secret(&mut self, keys: &SecretKeys) -> Option<KeySource> {
+        // Whoever overrides the one means to replace the others, too.
+        if keys.iter().any(|(key, _)| self.overrides(key)) {
+            keys.iter().for_each(|(key, _)| self.forget(key));
+        }
+        let mut found: Option<(&str, KeySource)> = None;
+        for (key, place) in keys {
+            let source = match place {
+                Place::File => self.path(key).map(KeySource::File),
+                Place::Credential => self.setting(key, kind::credential_name).map(KeySource::Credential),
+                Place::Env => self.setting(key, kind::secret_variable).map(KeySource::Env),
+            };
+            if let (Some((first, _)), Some(_)) = (&found, &source) {
+                let text = format!("must not be beside `{first}`: a secret has one place");
+                self.reader.blame(&self.full(key), &text);
             }
+            found = found.or(source.map(|source| (*key, source)));
         }
-        let file = self.path(file_key);
-        let env = self.setting(env_key, kind::secret_variable);
-        if file.is_some() && env.is_some() {
-            let text = format!("must not be beside `{file_key}`: a secret has one place");
-            let key = self.full(env_key);
-            self.reader.blame(&key, &text);
-        }
-        file.map(KeySource::File).or(env.map(KeySource::Env))
+        found.map(|(_, source)| source)
     }
 
     /// Whether a variable or a flag gives this value.

@@ -11,7 +11,8 @@ use super::hooks;
 use super::kind::{self, DAY, HOUR, MINUTE, SECOND, TENTH};
 use super::literal::{duration, excerpt};
 use super::reader::Reader;
-use super::section::Section;
+use super::secret::CREDENTIALS;
+use super::section::{KEY, SECRET, Section, TOKEN};
 use super::{Account, Callbacks, HeaderText, Hook, Http, KeySource, Listen, Origin, Settings, Target, Webhook};
 use crate::backoff::Policy;
 use crate::decide::Rules;
@@ -20,7 +21,6 @@ use crate::pace::Limits;
 
 /// The host on the vendor's own pages.
 const API: &str = "https://api.rendernet.ai";
-/// The name of the account that is `[api]`.
 /// The account that `[api]` describes.
 pub const DEFAULT_ACCOUNT: &str = "default";
 
@@ -113,7 +113,7 @@ fn all_accounts(
         rules,
     };
     let mut section = reader.section("api", api);
-    let key = section.secret("key_file", "key_env").unwrap_or_else(|| usual_key(&mut section));
+    let key = section.secret(&KEY).unwrap_or_else(|| usual_key(&mut section));
     let default = account(section, Account { key, ..built_in });
     let mut accounts = vec![default.clone()];
     for (name, branch) in others {
@@ -124,10 +124,10 @@ fn all_accounts(
             section.complain("must be named by 1 to 64 of the characters a-z, 0-9, _ and -");
         }
         section.claim_name();
-        if !section.has("key_file") && !section.has("key_env") {
-            section.complain("must have `key_file` or `key_env`: an account is a key of its own");
+        if !KEY.iter().any(|(key, _)| section.has(key)) {
+            section.complain("must have `key_file`, `key_credential` or `key_env`: an account is a key of its own");
         }
-        let key = section.secret("key_file", "key_env").unwrap_or(KeySource::Absent);
+        let key = section.secret(&KEY).unwrap_or(KeySource::Absent);
         accounts.push(account(section, Account { name, key, ..default.clone() }));
     }
     Some(accounts)
@@ -155,9 +155,9 @@ fn account(mut section: Section<'_, '_>, default: Account) -> Account {
 
 fn usual_key(section: &mut Section<'_, '_>) -> KeySource {
     match find::key(section.reader.environment) {
-        FoundKey::Credential(path) => {
-            section.note("key_file", &path, Origin::Env("CREDENTIALS_DIRECTORY".into()));
-            KeySource::File(path)
+        FoundKey::Credential(name) => {
+            section.note("key_credential", &name.to_owned(), Origin::Env(CREDENTIALS.into()));
+            KeySource::Credential(name.into())
         }
         FoundKey::Variable { name, is_set: true } => {
             section.note("key_env", &name.to_owned(), Origin::Default);
@@ -169,21 +169,20 @@ fn usual_key(section: &mut Section<'_, '_>) -> KeySource {
 
 fn http_server(mut section: Section<'_, '_>) -> Option<Http> {
     let listen = section.setting("listen", kind::listen);
-    let written = section.path("token_file");
-    let token = written.or_else(|| {
-        let path = find::token(section.reader.environment)?;
-        section.note("token_file", &path, Origin::Env("CREDENTIALS_DIRECTORY".into()));
-        Some(path)
+    let token = section.secret(&TOKEN).or_else(|| {
+        let name = find::token(section.reader.environment)?;
+        section.note("token_credential", &name.to_owned(), Origin::Env(CREDENTIALS.into()));
+        Some(KeySource::Credential(name.into()))
     });
     let hosts = section.written_or("hosts", Vec::new(), kind::list(0..=100, kind::host));
     section.finish();
-    Some(Http { listen: listen?, token: token.map(KeySource::File), hosts })
+    Some(Http { listen: listen?, token, hosts })
 }
 
 fn callbacks_of(reader: &mut Reader<'_>, branch: Branch) -> Option<Callbacks> {
     let is_written = branch.line > 0;
     let mut section = reader.section("callbacks", branch);
-    let secrets = section.secret("secret_file", "secret_env");
+    let secrets = section.secret(&SECRET);
     let allow_nets = section.written_or("allow_nets", Vec::new(), kind::list(0..=1_000, kind::net));
     let allow_http = section.setting_or("allow_http", false, kind::truth);
     section.finish();
@@ -200,7 +199,10 @@ fn cross_check(settings: &Settings, reader: &mut Reader<'_>) {
     if let Some(Http { listen: Listen::Tcp(address), token: None, .. }) = &settings.http
         && !address.ip().to_canonical().is_loopback()
     {
-        reader.blame("http.listen", "must have http.token_file beside it, since other machines can reach it");
+        reader.blame(
+            "http.listen",
+            "must have http.token_file or http.token_credential beside it, since other machines can reach it",
+        );
     }
 }
 

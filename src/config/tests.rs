@@ -347,9 +347,40 @@ fn the_key_is_looked_for_where_it_usually_is() {
     let machine = machine.set("CREDENTIALS_DIRECTORY", &credentials);
     assert_eq!(machine.settings().accounts[0].key, KeySource::Env("AFFOGATO_API_KEY".into()));
     machine.write("credentials/api-key", "rn_canary");
-    assert_eq!(machine.settings().accounts[0].key, KeySource::File(machine.path("credentials/api-key")));
+    assert_eq!(machine.settings().accounts[0].key, KeySource::Credential("api-key".into()));
+    assert_eq!(machine.shown(&["api.key_credential"]), ["api.key_credential = \"api-key\"  $CREDENTIALS_DIRECTORY"]);
     machine.write("system.toml", "[api]\nkey_file = 'own'");
     assert_eq!(machine.settings().accounts[0].key, KeySource::File(machine.path("own")));
+}
+
+#[test]
+fn every_secret_may_be_a_credential() {
+    let machine = Machine::with(
+        "[api]\nkey_credential = 'k'\n[accounts.x]\nkey_credential = 'x'\n[callbacks]\nsecret_credential = 'c'\n\
+         [http]\nlisten = '127.0.0.1:1'\ntoken_credential = 't'\n\
+         [[hooks]]\nname = 'h'\nurl = 'http://h'\nsecret_credential = 's'\nheaders = { A = { credential = 'a' } }",
+    );
+    let credential = |name: &str| KeySource::Credential(name.into());
+    let settings = machine.settings();
+    assert_eq!([&settings.accounts[0].key, &settings.accounts[1].key], [&credential("k"), &credential("x")]);
+    assert_eq!(settings.http.unwrap().token, Some(credential("t")));
+    assert_eq!(settings.callbacks.unwrap().secrets, Some(credential("c")));
+    let Target::Webhook(Webhook { secrets, headers, .. }) = &settings.hooks[0].target else { panic!() };
+    assert_eq!(*secrets, Some(credential("s")));
+    assert_eq!(headers[0].value, HeaderText::From(credential("a")));
+    assert_eq!(
+        machine.shown(&["hooks.h.headers"]),
+        ["hooks.h.headers = { a = { credential = \"a\" } }  ~/system.toml:14"]
+    );
+
+    let machine = machine.set("ASSETWATCH_API_KEY_FILE", "/file");
+    assert_eq!(machine.settings().accounts[0].key, KeySource::File("/file".into()));
+    machine.write("system.toml", "[http]\nlisten = '127.0.0.1:1'\ntoken_file = 'a'\ntoken_credential = '/rn_canary'");
+    let name = "must be the name of a systemd credential that holds the secret: letters, digits, _, - and .";
+    assert_eq!(machine.problems(), [format!("~/system.toml:4: http.token_credential: {name}")]);
+    machine.write("system.toml", "[http]\nlisten = '127.0.0.1:1'\ntoken_file = 'a'\ntoken_credential = 't'");
+    let beside = "must not be beside `token_file`: a secret has one place";
+    assert_eq!(machine.problems(), [format!("~/system.toml:4: http.token_credential = \"t\": {beside}")]);
 }
 
 #[test]

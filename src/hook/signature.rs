@@ -9,7 +9,7 @@ use base64::engine::general_purpose::STANDARD;
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 
-use crate::config::{KeySource, read_at_most};
+use crate::config::{self, KeySource, read_at_most};
 
 /// What every secret begins with.
 const PREFIX: &str = "whsec_";
@@ -30,6 +30,14 @@ impl Signer {
             Some(KeySource::File(path)) => {
                 let name = format!("the secret file {}", path.display());
                 let text = read_file(path).map_err(|error| format!("{name} cannot be read: {error}"))?;
+                (name, text)
+            }
+            Some(KeySource::Credential(credential)) => {
+                let path = config::credential(credential, env).map_err(|error| error.to_string())?;
+                let name = format!("the credential {credential}");
+                let text = read_file(&path).map_err(|error| {
+                    format!("{name} cannot be read: {error}; the unit has to name it in LoadCredential=")
+                })?;
                 (name, text)
             }
             Some(KeySource::Env(variable)) => {
@@ -153,12 +161,17 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("secret");
         std::fs::write(&path, format!("{FIRST}\n{SECOND}\n")).unwrap();
-        let env = |name: &str| (name == "SECRET").then(|| OsString::from(FIRST));
+        let env = |name: &str| match name {
+            "SECRET" => Some(OsString::from(FIRST)),
+            "CREDENTIALS_DIRECTORY" => Some(directory.path().into()),
+            _ => None,
+        };
         for (source, secrets) in [
             (None, 0),
             (Some(KeySource::Absent), 0),
             (Some(KeySource::File(path)), 2),
             (Some(KeySource::Env("SECRET".into())), 1),
+            (Some(KeySource::Credential("secret".into())), 2),
         ] {
             let signer = Signer::read(source.as_ref(), env).unwrap_or_else(|error| panic!("{source:?}: {error}"));
             let signature = signer.sign("id", 0, b"").unwrap_or_default();

@@ -55,7 +55,7 @@ fn unknown_keys() {
         ),
         (
             "[api]\n\"a\\u001bb\" = 1",
-            ":2: api.a\\u{1b}b: unknown key; api takes key_file, key_env, url, timeout, max_in_flight, rate, waiting_statuses",
+            ":2: api.a\\u{1b}b: unknown key; api takes key_file, key_credential, key_env, url, timeout, max_in_flight, rate, waiting_statuses",
         ),
     ]);
 }
@@ -165,7 +165,7 @@ fn accounts() {
     refused(&[
         (
             "[accounts.studio]\nrate = 1",
-            ":1: accounts.studio: must have `key_file` or `key_env`: an account is a key of its own",
+            ":1: accounts.studio: must have `key_file`, `key_credential` or `key_env`: an account is a key of its own",
         ),
         (
             "[accounts.default]\nkey_file = 'x'",
@@ -301,7 +301,7 @@ fn values_that_do_not_fit_together() {
         ),
         (
             "[http]\nlisten = '0.0.0.0:80'",
-            ":2: http.listen = \"0.0.0.0:80\": must have http.token_file beside it, since other machines can reach it",
+            ":2: http.listen = \"0.0.0.0:80\": must have http.token_file or http.token_credential beside it, since other machines can reach it",
         ),
         (
             "[api]\nkey_env = 'OUR_KEY'\n[[hooks]]\nname = 'h'\ncommand = ['/bin/true']\nenv_pass = ['TZ', 'OUR_KEY']",
@@ -399,7 +399,7 @@ fn a_database_that_could_be_nowhere() {
 #[test]
 fn what_a_webhook_sends() {
     let hook = "[[hooks]]\nname = 'h'\nurl = 'http://h'\n";
-    let text = "must have a string of at most 4 KiB of printable ASCII, { file = \"…\" } or { env = \"…\" } for A";
+    let text = "must have a string of at most 4 KiB of printable ASCII, { file = \"…\" }, { credential = \"…\" } or { env = \"…\" } for A";
     for (more, says) in [
         ("headers = 'rn_canary'", "headers: must be a table, such as { Authorization = { file = \"token\" } }"),
         ("headers = { 'a b' = 'rn_canary' }", "headers: must have names of headers; \"a b\" is none"),
