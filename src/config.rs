@@ -18,6 +18,7 @@ use crate::decide::Rules;
 use crate::event::Subscription;
 use crate::pace::Limits;
 
+mod changes;
 mod document;
 mod find;
 mod headers;
@@ -32,6 +33,7 @@ mod settle;
 #[cfg(test)]
 mod tests;
 
+pub use changes::{Change, Reload};
 pub use origin::{Entry, Origin};
 pub use reader::closest;
 pub use secret::{KeyError, KeySource, Secret};

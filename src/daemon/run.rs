@@ -12,7 +12,7 @@ use super::gauges::Gauges;
 use super::server::Server;
 use crate::cli::plain;
 use crate::clock::Clock;
-use crate::config::Settings;
+use crate::config::{Reload, Settings};
 use crate::control::{Control, hostname};
 use crate::signal::{Signal, Signals};
 use crate::store::{DaemonRow, StoreError};
@@ -179,32 +179,28 @@ async fn reloaded(
     engine: &Engine,
     server: &mut Server,
 ) -> Option<(Settings, Engine)> {
-    let mut settings = match reload() {
+    let new = match reload() {
         Ok(settings) => settings,
         Err(error) => {
             tracing::error!("not reloaded, the old settings stay: {error}");
             return None;
         }
     };
-    if settings.database != old.database {
-        tracing::warn!("`database` takes effect at the next start; it stays {}", old.database.display());
-        settings.database.clone_from(&old.database);
-    }
-    let gate = match server.reloaded(old, &mut settings) {
-        Ok(gate) => gate,
-        Err(error) => {
-            tracing::error!("not reloaded, the old settings stay: {error}");
-            return None;
-        }
-    };
-    match start(control, &settings, Some(engine)).await {
-        Ok(engine) => {
+    let Reload { settings, now, later } = old.reload(new);
+    // Nothing is taken over before all of it can be.
+    let set_up = async { anyhow::Ok((Server::gate(&settings)?, start(control, &settings, Some(engine)).await?)) };
+    match set_up.await {
+        Ok((gate, engine)) => {
             server.admit(gate);
-            tracing::info!("reloaded");
+            later.iter().for_each(|later| tracing::warn!("{later}"));
+            let now: Vec<String> = now.iter().map(ToString::to_string).collect();
+            let changes =
+                if now.is_empty() { "nothing is changed; secrets were read anew".into() } else { now.join("; ") };
+            tracing::info!("reloaded: {changes}");
             Some((settings, engine))
         }
         Err(error) => {
-            tracing::error!("not reloaded, the old settings stay: {error}");
+            tracing::error!("not reloaded, the old settings stay: {error:#}");
             None
         }
     }

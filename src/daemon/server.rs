@@ -6,7 +6,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 
 use super::engine::Engine;
-use crate::config::{Http, Settings};
+use crate::config::Settings;
 use crate::control::Control;
 use crate::http::{self, Bound, Face, Gate, GateError};
 use crate::telemetry::Metrics;
@@ -52,16 +52,8 @@ impl Server {
         }
     }
 
-    /// What a reload may change: the token and the names. Where it listens stays, and is put back into the settings.
-    pub fn reloaded(&self, old: &Settings, settings: &mut Settings) -> Result<Option<Arc<Gate>>, GateError> {
-        let listen = |settings: &Settings| settings.http.as_ref().map(|http| http.listen.clone());
-        if listen(old) != listen(settings) {
-            tracing::warn!("`http.listen` takes effect at the next start");
-            settings.http = match (&old.http, settings.http.take()) {
-                (Some(old), Some(new)) => Some(Http { listen: old.listen.clone(), ..new }),
-                (old, _) => old.clone(),
-            };
-        }
+    /// Whom the server admits by these settings; none when there is no server.
+    pub fn gate(settings: &Settings) -> Result<Option<Arc<Gate>>, GateError> {
         settings.http.as_ref().map(|http| Gate::new(http).map(Arc::new)).transpose()
     }
 

@@ -259,7 +259,7 @@ async fn a_reload_does_not_end_a_command_that_has_time_left() {
     run(&place, &["add", "ast_1"]).await;
     left(&place, "slow").await;
     daemon.signal(Signal::HUP);
-    daemon.until_logged("INFO reloaded\n").await;
+    daemon.until_logged("INFO reloaded: ").await;
     // A sign of life later the old pump would have been ended, with a grace of nothing.
     let beat = "SELECT max(heartbeat_at) FROM daemons";
     let first: i64 = place.ask(beat).unwrap();

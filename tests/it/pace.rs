@@ -181,6 +181,6 @@ async fn a_reload_that_is_refused_changes_nothing_and_one_that_is_not_does() {
     assert!(api.count() < count + 20, "the rate stays: {} requests more", api.count() - count);
     std::fs::write(place.config(), fast).unwrap();
     daemon.signal(rustix::process::Signal::HUP);
-    daemon.until_logged("reloaded\n").await;
+    daemon.until_logged("INFO reloaded: ").await;
     api.until(1_000).await;
 }

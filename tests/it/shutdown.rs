@@ -107,7 +107,7 @@ async fn a_reload_takes_new_hooks_and_refuses_a_bad_file() {
     let daemon = Daemon::start(&place).await;
     place.configure(&api.url(), &webhook(&receiver));
     daemon.signal(Signal::HUP);
-    daemon.until_logged("reloaded").await;
+    daemon.until_logged("INFO reloaded: hooks.cms is new\n").await;
     run(&place, &["add", "active_1"]).await;
     receiver.until(1).await;
     place.configure(&api.url(), "initial = 3\n");
@@ -120,7 +120,7 @@ async fn a_reload_takes_new_hooks_and_refuses_a_bad_file() {
     let failing = Server::start(|_| Reply::status(500)).await;
     place.configure(&api.url(), &webhook(&failing));
     daemon.signal(Signal::HUP);
-    daemon.until_logged("INFO reloaded\n").await;
+    daemon.until_logged("INFO reloaded: hooks.cms is changed\n").await;
     run(&place, &["add", "active_3"]).await;
     failing.until(1).await;
     place
@@ -129,6 +129,7 @@ async fn a_reload_takes_new_hooks_and_refuses_a_bad_file() {
     place.configure(&api.url(), "");
     daemon.signal(Signal::HUP);
     place.until("SELECT count(*) FROM deliveries WHERE state = 'held'", 1).await;
+    daemon.until_logged("INFO reloaded: hooks.cms is gone, and its deliveries are held until it is back\n").await;
     place.configure(&api.url(), &webhook(&receiver));
     daemon.signal(Signal::HUP);
     receiver.until(3).await;
