@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::future::Future;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -30,6 +31,27 @@ impl Wake {
     /// Has the pump look again; remembered if it is not waiting just now.
     pub fn wake(&self) {
         self.0.notify_one();
+    }
+}
+
+/// A pump's sign of life. Each turn leaves one, whether the database could be used or not, and so does each look of an
+/// idle pump: what leaves none for much longer than the database may be locked hangs.
+#[derive(Clone, Default)]
+pub struct Pulse(Arc<AtomicBool>);
+
+impl Pulse {
+    /// Whether the pump has turned since the last [`Pulse::clear`].
+    pub fn is_felt(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Has it be left anew.
+    pub fn clear(&self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+
+    fn beat(&self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }
 
@@ -150,9 +172,9 @@ pub trait Work: Send + Sync + 'static {
 }
 
 /// Claims and works until a stop is announced, then until what is in flight has ended.
-pub async fn run<W: Work>(work: Arc<W>, wake: Wake, stop: Stop) {
+pub async fn run<W: Work>(work: Arc<W>, wake: Wake, stop: Stop, pulse: Pulse) {
     let mut workers = JoinSet::new();
-    let mut pump = Pump { work, seen: None, troubled: false, next_look: Instant::now() + LOOK_EVERY };
+    let mut pump = Pump { work, pulse, seen: None, troubled: false, next_look: Instant::now() + LOOK_EVERY };
     pump.seen = pump.foreign_version().await;
     while stop.is_running() {
         while let Some(ended) = workers.try_join_next() {
@@ -160,6 +182,7 @@ pub async fn run<W: Work>(work: Arc<W>, wake: Wake, stop: Stop) {
         }
         pump.look_around();
         let pause = pump.turn(&mut workers).await;
+        pump.pulse.beat();
         tokio::select! {
             biased;
             () = stop.reached(Phase::Drain) => {}
@@ -196,6 +219,7 @@ fn note_panic<W: Work>(ended: Result<(), JoinError>) {
 
 struct Pump<W> {
     work: Arc<W>,
+    pulse: Pulse,
     /// The version of the database before the latest claim, as far as others change it.
     seen: Option<i64>,
     /// Whether the latest claim failed.
@@ -271,6 +295,7 @@ impl<W: Work> Pump<W> {
                 return;
             }
             let version = self.foreign_version().await;
+            self.pulse.beat();
             if version != self.seen {
                 self.seen = version;
                 return;

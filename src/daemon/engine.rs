@@ -21,7 +21,7 @@ use crate::hook::{self, HookError, Hooks};
 use crate::meter::{Attempts, CALLBACKS, Polls};
 use crate::pace::{Closure, Known, LONGEST_RETRY_AFTER, Pace};
 use crate::poller::{Account, Poll, Poller};
-use crate::pump::{self, Live, Phase, Stop, Wake};
+use crate::pump::{self, Live, Phase, Pulse, Stop, Wake, Work};
 use crate::relay::{HookLane, Perform, Relay, Slots};
 use crate::store::{AccountRow, StoreError};
 
@@ -124,6 +124,7 @@ pub struct Engine {
     announce: watch::Sender<Phase>,
     pumps: JoinSet<()>,
     wakes: [Wake; 2],
+    pulses: [(&'static str, Pulse); 2],
     paces: Paces,
     slots: Slots,
     kill_after: Duration,
@@ -195,11 +196,12 @@ impl Engine {
         // Nothing can fail any more; and two pollers of one account would claim more than there is room for.
         before.into_iter().for_each(Self::drain);
         let mut pumps = JoinSet::new();
-        pumps.spawn(pump::run(Arc::new(poller), polling, stop.clone()));
-        pumps.spawn(pump::run(Arc::new(relay), telling, stop));
+        let pulses = [(Poller::NAME, Pulse::default()), (Relay::NAME, Pulse::default())];
+        pumps.spawn(pump::run(Arc::new(poller), polling, stop.clone(), pulses[0].1.clone()));
+        pumps.spawn(pump::run(Arc::new(relay), telling, stop, pulses[1].1.clone()));
         let kill_after = settings.hooks.iter().map(kill_after).max().unwrap_or_default();
         let longest = settings.hooks.iter().map(|hook| hook.timeout).max().unwrap_or_default().max(CALLBACK_TIMEOUT);
-        Ok(Self { owner, control: control.clone(), announce, pumps, wakes, paces, slots, kill_after, longest })
+        Ok(Self { owner, control: control.clone(), announce, pumps, wakes, pulses, paces, slots, kill_after, longest })
     }
 
     /// The longest that an attempt takes.
@@ -229,6 +231,15 @@ impl Engine {
     pub fn running(&self) -> Running {
         let [polling, telling] = self.wakes.clone();
         Running { polling, telling, paces: self.paces.clone() }
+    }
+
+    /// The pump that has not turned since everything last did, if there is one; none when all have turned again.
+    pub fn stuck(&self) -> Option<&'static str> {
+        let stuck = self.pulses.iter().find(|(_, pulse)| !pulse.is_felt()).map(|(name, _)| *name);
+        if stuck.is_none() {
+            self.pulses.iter().for_each(|(_, pulse)| pulse.clear());
+        }
+        stuck
     }
 
     /// Claims no more.

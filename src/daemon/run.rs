@@ -16,7 +16,8 @@ use crate::config::{Reload, Settings};
 use crate::control::{Control, hostname};
 use crate::signal::{Signal, Signals};
 use crate::store::{DaemonRow, StoreError};
-use crate::{systemd, telemetry};
+use crate::systemd::{self, Watchdog};
+use crate::telemetry;
 
 /// Between two signs of life.
 const HEARTBEAT: Duration = Duration::from_secs(5);
@@ -51,6 +52,7 @@ pub async fn run(
     systemd::ready(&report.text());
     let mut heartbeat = interval(HEARTBEAT);
     heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut watchdog = Watchdog::of_this_process();
     // Engines that a reload has replaced, while what they have in flight ends.
     let (abort, aborted) = watch::channel(None);
     let mut retired = JoinSet::new();
@@ -90,6 +92,8 @@ pub async fn run(
                     systemd::status(&report.text());
                 }
             }
+            // In this loop, so that it has to turn, too.
+            () = watchdog.is_due() => watchdog.pet_unless(engine.stuck()),
             Some(_) = beating.join_next() => {}
             Some(_) = retired.join_next() => {
                 // Its last attempts may have been of a hook that is gone.
@@ -102,7 +106,7 @@ pub async fn run(
             () = server.ended() => anyhow::bail!("the HTTP server ended by itself"),
         }
     }
-    systemd::stopping();
+    systemd::stopping(settings.grace + LEFT_TO_END);
     tracing::info!("stopping: no more claims, what is in flight may end; a second signal ends it at once");
     // A sign of life that is under way is written before the leases are handed back, and none comes after it.
     beating.shutdown().await;

@@ -38,6 +38,7 @@ mod restart;
 mod rig;
 #[cfg(test)]
 mod schemathesis;
+mod service;
 #[cfg(test)]
 mod shutdown;
 #[cfg(test)]

@@ -20,7 +20,7 @@ use assetwatch::event::{Event, Subscription, Telling, Topic};
 use assetwatch::meter::{Attempts, CALLBACKS, Polls};
 use assetwatch::pace::{Limits, Pace};
 use assetwatch::poller::{Account, Poller};
-use assetwatch::pump::{self, Gate, Lanes, Live, Phase, Stop, Wake, Work};
+use assetwatch::pump::{self, Gate, Lanes, Live, Phase, Pulse, Stop, Wake, Work};
 use assetwatch::relay::{HookLane, Perform, Relay, Slots};
 use assetwatch::store::{AccountRow, Added, Claimed, Filter, Lane, NewWatch, Store, StoreError, TellBatch, Terms};
 use assetwatch::watch::{Asset, Watch};
@@ -393,7 +393,7 @@ impl Running {
         let (announce, stop) = Stop::channel();
         let turns = Arc::new(AtomicU64::new(0));
         let counted = Counted { work, claims: Arc::clone(&turns) };
-        Self { announce, task: tokio::spawn(pump::run(Arc::new(counted), wake, stop)), turns }
+        Self { announce, task: tokio::spawn(pump::run(Arc::new(counted), wake, stop, Pulse::default())), turns }
     }
 
     fn poller(poller: &Arc<Poller>) -> Self {
