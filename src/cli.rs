@@ -155,6 +155,7 @@ pub enum Command {
     #[command(subcommand)]
     Batch(BatchCommand),
     /// Check configuration, database, key (one real request) and hooks; each line is ok or says what to change
+    #[command(after_help = "The database is read as a whole, beside a running daemon and without keeping it waiting.")]
     Check,
     /// The configuration
     #[command(subcommand)]

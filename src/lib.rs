@@ -8,8 +8,9 @@
 //! ```
 //!
 //! [`store`] is the truth: a SQLite file whose index on `due_at` is the only schedule. [`pump`] is the only loop; it claims
-//! what is due, works it and sleeps. [`poller`] and [`relay`] are its two uses. What an answer means is decided by pure
-//! functions in [`decide`]; [`api`] and [`hook`] turn the world into values and have no opinions.
+//! what is due, works it and sleeps. [`poller`] and [`relay`] are its two uses; [`janitor`] removes what has long ended.
+//! What an answer means is decided by pure functions in [`decide`]; [`api`] and [`hook`] turn the world into values and
+//! have no opinions.
 //!
 //! The modules, lowest first. A module uses only those that stand before it; `tests/it/layers.rs` sees to that, and that
 //! the edges do not know each other, [`config`] and [`client`] aside.
@@ -36,6 +37,7 @@ pub mod store;
 pub mod pump;
 pub mod poller;
 pub mod relay;
+pub mod janitor;
 
 // Layer 3, faces: the verbs, and the server and the command line that speak them.
 pub mod control;

@@ -49,7 +49,7 @@ async fn dispatch(cli: Cli, format: Format) -> anyhow::Result<u8> {
             let mut signals = Signals::take_to_stop()?;
             cli::listen(args, cli.global.verbose > 0, output, signals.stopped()).await
         }
-        Command::Check => cli::check(&load()?, output).await,
+        Command::Check => cli::check(&load()?, output, &screen).await,
         Command::Run => daemon::run(load()?, load).await.map(|()| exit::OK),
         Command::Wait(args) => wait(args, &load()?, output, &screen).await,
         Command::Hooks(HooksCommand::Test(args)) => {

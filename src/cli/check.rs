@@ -5,6 +5,7 @@ mod key;
 use serde::Serialize;
 
 use super::output::{Output, exit, plain, unheard};
+use super::progress::{Meter, Screen};
 use crate::clock::Clock;
 use crate::config::{self, Callbacks, Hook, Settings, Target, Webhook};
 use crate::control::{Control, Running};
@@ -35,10 +36,12 @@ struct Line {
 ///
 /// # Errors
 /// When stdout cannot be written to.
-pub async fn check(settings: &Settings, output: Output) -> anyhow::Result<u8> {
+pub async fn check(settings: &Settings, output: Output, screen: &Screen) -> anyhow::Result<u8> {
     let mut lines = vec![configuration(settings)];
     lines.extend(settings.warnings.iter().map(|warning| line("configuration", Finding::Note, warning.clone())));
+    let meter = Meter::new("reading the database", output, screen);
     lines.extend(database(settings).await);
+    drop(meter);
     for account in &settings.accounts {
         lines.push(key::line(account).await);
     }
@@ -99,6 +102,7 @@ async fn database(settings: &Settings) -> Vec<Line> {
         }
         Err(error) => vec![unusable(error)],
     };
+    lines.extend(integrity(&control.store).await);
     lines.push(match control.daemon_is_alive().await {
         Ok(true) => line("daemon", Finding::Ok, "running on this database".into()),
         Ok(false) => {
@@ -115,6 +119,29 @@ async fn database(settings: &Settings) -> Vec<Line> {
             let says = format!("watches wait for it, and nothing polls them; add `[accounts.{name}]`, or cancel them");
             lines.push(line(&format!("account {name}"), Finding::Bad, says));
         }
+    }
+    lines
+}
+
+async fn integrity(store: &Store) -> Vec<Line> {
+    let what = "database inside";
+    let found = match store.integrity().await {
+        Ok(found) => found,
+        Err(error) => return vec![line(what, Finding::Bad, error.to_string())],
+    };
+    if !found.problems.is_empty() {
+        let says = format!(
+            "it is damaged; stop every assetwatch, keep a copy of the files, and restore a backup or recover it with \
+             `sqlite3 FILE .recover`: {}",
+            found.problems.join("; ")
+        );
+        return vec![line(what, Finding::Bad, says)];
+    }
+    let mut lines = vec![line(what, Finding::Ok, "every page, index and reference is sound".into())];
+    if !found.shrinks {
+        let says = "space that pruning frees is used again, but the file does not get smaller; to change that, stop every \
+                    assetwatch and run `sqlite3 FILE 'PRAGMA auto_vacuum = INCREMENTAL; VACUUM'` once";
+        lines.push(line(what, Finding::Note, says.into()));
     }
     lines
 }

@@ -119,6 +119,28 @@ impl Progress {
     }
 }
 
+/// One piece of work that takes a while: a line on a terminal that goes away again, elsewhere nothing.
+pub struct Meter(ProgressBar);
+
+impl Meter {
+    /// Shows `what`, and how long it takes, until it is dropped.
+    pub fn new(what: &'static str, output: Output, screen: &Screen) -> Self {
+        if output.quiet || !stderr().is_terminal() {
+            return Self(ProgressBar::hidden());
+        }
+        let bar = screen.0.add(ProgressBar::new_spinner().with_style(style("{spinner} {msg} {elapsed}")));
+        bar.set_message(what);
+        bar.enable_steady_tick(Duration::from_millis(250));
+        Self(bar)
+    }
+}
+
+impl Drop for Meter {
+    fn drop(&mut self) {
+        self.0.finish_and_clear();
+    }
+}
+
 /// Those that wait are worth the lines.
 fn shown_first(watches: &[Watch]) -> impl Iterator<Item = &Watch> {
     let (waiting, ended): (Vec<_>, Vec<_>) = watches.iter().partition(|watch| watch.state == State::Waiting);

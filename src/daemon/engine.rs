@@ -1,4 +1,4 @@
-//! The running line: a poller and a relay on one database, from a configuration, until they are stopped.
+//! The running line: a poller, a relay and a janitor on one database, from a configuration, until they are stopped.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -18,6 +18,7 @@ use crate::control::{Control, Running, hostname};
 use crate::decide;
 use crate::event::base32;
 use crate::hook::{self, HookError, Hooks};
+use crate::janitor::{self, Janitor};
 use crate::meter::{Attempts, CALLBACKS, Polls};
 use crate::pace::{Closure, Known, LONGEST_RETRY_AFTER, Pace};
 use crate::poller::{Account, Poll, Poller};
@@ -117,7 +118,7 @@ impl Asked {
     }
 }
 
-/// A poller and a relay that run.
+/// A poller and a relay that run, and a janitor where everything is ours to look after.
 pub struct Engine {
     owner: String,
     control: Control,
@@ -159,6 +160,7 @@ impl Engine {
     ) -> Result<Self, EngineError> {
         let Control { store, clock, .. } = control;
         let Edges { owner, dice, apis, perform } = edges;
+        let everything = only.is_none();
         let (announce, stop) = Stop::channel();
         let (polling, telling) = (Wake::default(), Wake::default());
         let accounts = accounts(control, settings, before, apis).await?;
@@ -198,7 +200,11 @@ impl Engine {
         let mut pumps = JoinSet::new();
         let pulses = [(Poller::NAME, Pulse::default()), (Relay::NAME, Pulse::default())];
         pumps.spawn(pump::run(Arc::new(poller), polling, stop.clone(), pulses[0].1.clone()));
-        pumps.spawn(pump::run(Arc::new(relay), telling, stop, pulses[1].1.clone()));
+        pumps.spawn(pump::run(Arc::new(relay), telling, stop.clone(), pulses[1].1.clone()));
+        if everything {
+            let janitor = Janitor { store: store.clone(), clock: clock.clone(), retention: settings.retention };
+            pumps.spawn(janitor::run(janitor, stop));
+        }
         let kill_after = settings.hooks.iter().map(kill_after).max().unwrap_or_default();
         let longest = settings.hooks.iter().map(|hook| hook.timeout).max().unwrap_or_default().max(CALLBACK_TIMEOUT);
         Ok(Self { owner, control: control.clone(), announce, pumps, wakes, pulses, paces, slots, kill_after, longest })
@@ -214,11 +220,11 @@ impl Engine {
         &self.owner
     }
 
-    /// Waits until a pump ends by itself, which it never should.
+    /// Waits until one of its tasks ends by itself, which it never should.
     pub async fn ended(&mut self) -> String {
         match self.pumps.join_next().await {
-            Some(Err(error)) => format!("the poller or the relay failed: {error}"),
-            Some(Ok(())) | None => "the poller or the relay ended by itself".into(),
+            Some(Err(error)) => format!("the poller, the relay or the janitor failed: {error}"),
+            Some(Ok(())) | None => "the poller, the relay or the janitor ended by itself".into(),
         }
     }
 

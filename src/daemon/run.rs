@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until};
 
 use super::engine::{Engine, EngineError};
 use super::gauges::Gauges;
@@ -47,11 +47,9 @@ pub async fn run(
     server.show(&control, &engine);
     let gauges = metrics.map(|metrics| Gauges::start(metrics, &control, &engine));
     tracing::info!(version = env!("CARGO_PKG_VERSION"), database = %settings.database.display(), "started");
-    let mut report = Report::default();
-    report.renew(&control).await;
+    let mut report = Report::of(&control).await;
     systemd::ready(&report.text());
-    let mut heartbeat = interval(HEARTBEAT);
-    heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut heartbeat = heartbeat();
     let mut watchdog = Watchdog::of_this_process();
     // Engines that a reload has replaced, while what they have in flight ends.
     let (abort, aborted) = watch::channel(None);
@@ -210,6 +208,12 @@ async fn reloaded(
     }
 }
 
+fn heartbeat() -> Interval {
+    let mut heartbeat = interval(HEARTBEAT);
+    heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    heartbeat
+}
+
 /// A sign of life: `wait` leaves the polling to a daemon that gives one. Missing one is no harm.
 async fn beat(control: Control, owner: String) {
     let daemon = DaemonRow { owner, pid: std::process::id(), host: hostname(), heartbeat_at: control.clock.now() };
@@ -232,6 +236,12 @@ struct Report {
 }
 
 impl Report {
+    async fn of(control: &Control) -> Self {
+        let mut report = Self::default();
+        report.renew(control).await;
+        report
+    }
+
     fn text(&self) -> String {
         format!("{}{}", self.watching, self.standings)
     }

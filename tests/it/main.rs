@@ -33,6 +33,8 @@ mod pipes;
 #[cfg(test)]
 mod prism;
 #[cfg(test)]
+mod pruning;
+#[cfg(test)]
 mod restart;
 #[cfg(test)]
 mod rig;

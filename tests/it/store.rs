@@ -9,6 +9,7 @@ mod delivering;
 mod interface;
 mod opening;
 mod operating;
+mod pruning;
 mod recording;
 mod standing;
 

@@ -7,6 +7,7 @@ mod clocks;
 mod delivering;
 mod measured;
 mod polling;
+mod pruning;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
