@@ -1,5 +1,6 @@
 //! The command line: what can be typed, and how answers are shown. What is done is done by `control`.
 
+mod backup;
 mod batches;
 mod check;
 mod deliveries;
@@ -16,6 +17,7 @@ use std::time::Duration;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
+pub use backup::backup;
 pub use batches::{BatchCommand, known_batch};
 pub use check::check;
 pub use deliveries::DeliveriesCommand;
@@ -157,6 +159,15 @@ pub enum Command {
     /// Check configuration, database, key (one real request) and hooks; each line is ok or says what to change
     #[command(after_help = "The database is read as a whole, beside a running daemon and without keeping it waiting.")]
     Check,
+    /// Copy the database into a file, while others go on using it
+    #[command(after_help = "Examples:\n  assetwatch backup /backup/assetwatch-$(date +%F).db\n  \
+        assetwatch backup --force /backup/assetwatch.db\n\n\
+        The file is there when it is whole, was read again and found to be sound, and is on the disk; not before.\n\n\
+        To restore it, stop every assetwatch on the database, and then:\n  \
+        rm -f /var/lib/assetwatch/assetwatch.db-wal /var/lib/assetwatch/assetwatch.db-shm\n  \
+        install -o assetwatch -g assetwatch -m 640 FILE /var/lib/assetwatch/assetwatch.db\n\
+        What was delivered since the backup is delivered again, under the same webhook-id.")]
+    Backup(Backup),
     /// The configuration
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -316,6 +327,17 @@ pub struct Listen {
 pub enum ConfigCommand {
     /// Print each setting, and where its value comes from
     Show,
+}
+
+/// `backup`
+#[derive(Args, Clone, Debug)]
+pub struct Backup {
+    /// The file to write
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// Replace FILE if it exists
+    #[arg(long)]
+    pub force: bool,
 }
 
 /// `demo`

@@ -50,6 +50,10 @@ async fn dispatch(cli: Cli, format: Format) -> anyhow::Result<u8> {
             cli::listen(args, cli.global.verbose > 0, output, signals.stopped()).await
         }
         Command::Check => cli::check(&load()?, output, &screen).await,
+        Command::Backup(args) => {
+            let mut signals = Signals::take_to_stop()?;
+            cli::backup(&args, &load()?.database, (output, &screen), signals.stopped()).await
+        }
         Command::Run => daemon::run(load()?, load).await.map(|()| exit::OK),
         Command::Wait(args) => wait(args, &load()?, output, &screen).await,
         Command::Hooks(HooksCommand::Test(args)) => {

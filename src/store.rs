@@ -12,9 +12,11 @@
 //! No rusqlite type leaves this module.
 
 mod accounts;
+mod backup;
 mod batches;
 mod blocking;
 mod commit;
+mod copy;
 mod deliveries;
 mod history;
 mod hooks;
@@ -36,8 +38,10 @@ use rusqlite::Connection;
 
 pub use crate::standing::Standing as HookRow;
 pub use accounts::AccountRow;
+pub use backup::{BackedUp, BackupError, backup, backup_in_progress};
 pub use batches::TellBatch;
 pub use blocking::Blocking;
+pub use copy::{Copying, size_in_words};
 pub use deliveries::{Backlog, DeliveryFilter, DeliveryRow, Portion, Retried};
 pub use history::{AttemptRow, EventRow, History};
 pub use integrity::Integrity;
@@ -119,6 +123,28 @@ pub struct Claimed<T> {
     pub alone: bool,
 }
 
+/// What opening did to a database of an earlier version.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Migrated {
+    /// Its schema before.
+    pub from: u32,
+    /// Its schema now.
+    pub to: u32,
+    /// A copy of it as it was.
+    pub copy: PathBuf,
+}
+
+impl std::fmt::Display for Migrated {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { from, to, copy } = self;
+        let copy = copy.display();
+        write!(
+            f,
+            "it was brought from schema {from} to {to}; as it was before it is kept as {copy}, until you remove it"
+        )
+    }
+}
+
 /// The database. Clones share it.
 #[derive(Clone)]
 pub struct Store {
@@ -128,6 +154,7 @@ pub struct Store {
 struct Shared {
     path: PathBuf,
     install_id: String,
+    migrated: Option<Migrated>,
     writer: Mutex<Connection>,
     /// Looks never wait for a commit.
     reader: Mutex<Connection>,
@@ -139,7 +166,9 @@ struct Shared {
 }
 
 impl Store {
-    /// Opens the database at `path`, creates it if there is none, and brings an older one to the present schema.
+    /// Opens the database at `path`, creates it if there is none, and brings an older one to the present schema, of which
+    /// a copy is kept beside it: [`Store::migrated`] names it. A process that is killed meanwhile leaves the old database
+    /// or the new one, and at most an unfinished copy, which the next one overwrites.
     ///
     /// # Errors
     /// [`StoreError::Unusable`] when there can be no database there, or it is not one of ours, or a newer version's.
@@ -159,6 +188,11 @@ impl Store {
     /// The database's own random id: part of every event's id.
     pub fn install_id(&self) -> &str {
         &self.shared.install_id
+    }
+
+    /// What opening it changed, if this is who has changed it.
+    pub fn migrated(&self) -> Option<&Migrated> {
+        self.shared.migrated.as_ref()
     }
 
     /// Where the database is.

@@ -1,6 +1,6 @@
 //! What systemd is told (sd_notify); nothing happens where there is no systemd.
 
-use std::future::pending;
+use std::future::{Future, pending};
 use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
@@ -9,6 +9,23 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 
 /// What a stop takes besides what is waited for: closing, and ending.
 const MARGIN: Duration = Duration::from_secs(5);
+
+/// So much more time is asked for, each so often.
+const MORE: Duration = Duration::from_secs(60);
+const ASK_EVERY: Duration = Duration::from_secs(15);
+
+/// Does what a start may take long for, and asks for more time meanwhile: to be ended half-way would only begin it anew.
+pub async fn starting<T>(work: impl Future<Output = T>) -> T {
+    tokio::pin!(work);
+    loop {
+        tell(&[NotifyState::ExtendTimeoutUsec(u32::try_from(MORE.as_micros()).unwrap_or(u32::MAX))]);
+        tokio::select! {
+            biased;
+            done = &mut work => return done,
+            () = tokio::time::sleep(ASK_EVERY) => {}
+        }
+    }
+}
 
 /// The service works; `status` says how, in plain words.
 pub fn ready(status: &str) {

@@ -102,6 +102,9 @@ async fn database(settings: &Settings) -> Vec<Line> {
         }
         Err(error) => vec![unusable(error)],
     };
+    if let Some(migrated) = control.store.migrated() {
+        lines.push(line("database", Finding::Note, migrated.to_string()));
+    }
     lines.extend(integrity(&control.store).await);
     lines.push(match control.daemon_is_alive().await {
         Ok(true) => line("daemon", Finding::Ok, "running on this database".into()),

@@ -133,6 +133,18 @@ impl Meter {
         bar.enable_steady_tick(Duration::from_millis(250));
         Self(bar)
     }
+
+    /// What is shown from now on; with a length, so much of which is reached.
+    pub fn show(&self, what: &'static str, bytes: Option<(u64, u64)>) {
+        self.0.set_message(what);
+        if let Some((done, of)) = bytes {
+            self.0.set_length(of);
+            self.0.set_position(done);
+            self.0.set_style(style("{spinner} {msg} {bar:30} {decimal_bytes} of {decimal_total_bytes}"));
+        } else {
+            self.0.set_style(style("{spinner} {msg} {elapsed}"));
+        }
+    }
 }
 
 impl Drop for Meter {

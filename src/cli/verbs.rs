@@ -39,6 +39,7 @@ pub async fn perform(command: Command, control: &Control, output: Output) -> any
         Command::Run
         | Command::Wait(_)
         | Command::Check
+        | Command::Backup(_)
         | Command::Config(_)
         | Command::Demo(_)
         | Command::Completions { .. }

@@ -41,7 +41,7 @@ pub async fn run(
     let mut signals = Signals::take()?;
     // Before what is measured is set up. Without a listener nobody could ask for it.
     let metrics = settings.http.as_ref().map(|_| telemetry::measure(Clock::system().now())).transpose()?;
-    let mut control = super::open(&settings).await?;
+    let mut control = systemd::starting(super::open(&settings)).await?;
     let mut server = Server::bind(&settings, metrics.clone()).await?;
     let mut engine = start(&control, &settings, None).await?;
     server.show(&control, &engine);

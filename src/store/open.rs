@@ -1,14 +1,16 @@
 //! Opening: pragmas, whose file it is, and migrations.
 
 use std::fs::OpenOptions;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 
-use super::{Blocking, Shared, Store, StoreError, commit};
+use super::copy::{self, Partial};
+use super::{Blocking, Migrated, Shared, Store, StoreError, commit};
+use crate::clock::Clock;
 use crate::event::base32;
 
 /// In the file's header, so that the file can be told from another program's: `aWtc`.
@@ -21,8 +23,24 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../../migrations/0003_ended.sql"),
 ];
 
+/// The version that this program works with.
+pub(super) const SCHEMA: u32 = MIGRATIONS.len() as u32;
+
 /// How long a statement waits for another program's lock.
-const BUSY: Duration = Duration::from_secs(5);
+pub(super) const BUSY: Duration = Duration::from_secs(5);
+
+/// The same for one that has to bring the database up to date: another process may be at it, and copies it first.
+const PATIENT: Duration = Duration::from_secs(120);
+
+/// What a file is.
+pub(super) enum Found {
+    /// A database without any table.
+    Nothing,
+    /// One of ours, of the present schema.
+    Current,
+    /// One of ours, of this earlier schema.
+    Older(u32),
+}
 
 pub(super) fn open(path: &Path, blocking: Blocking) -> Result<Store, StoreError> {
     let unusable = |why: String| StoreError::Unusable { path: path.to_owned(), why };
@@ -39,7 +57,7 @@ pub(super) fn open(path: &Path, blocking: Blocking) -> Result<Store, StoreError>
     create(path).map_err(|error| unusable(format!("it cannot be created: {error}")))?;
     let explain = |error: rusqlite::Error| unusable(explained(&error));
     let writer = connect(path).map_err(explain)?;
-    migrate(&writer).map_err(unusable)?;
+    let migrated = migrate(&writer, path).map_err(unusable)?;
     // After the migration: a file that is not ours is not changed in any way.
     log_ahead(&writer).map_err(explain)?;
     let install_id =
@@ -49,6 +67,7 @@ pub(super) fn open(path: &Path, blocking: Blocking) -> Result<Store, StoreError>
         shared: Arc::new(Shared {
             path: path.to_owned(),
             install_id,
+            migrated,
             writer: Mutex::new(writer),
             reader: Mutex::new(reader),
             queue: Mutex::new(commit::Queue::default()),
@@ -78,6 +97,8 @@ pub(super) fn connect(path: &Path) -> Result<Connection, rusqlite::Error> {
     connection.execute_batch("PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; PRAGMA temp_store = MEMORY;")?;
     // In pages: a checkpoint writes each page once, however often it is in the log.
     connection.pragma_update(None, "wal_autocheckpoint", 4_000)?;
+    // The log grows while somebody reads for long, as a backup does; afterwards it is cut to this again.
+    connection.pragma_update(None, "journal_size_limit", 64 << 20)?;
     // Without it a statement is planned anew whenever other values are bound.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     Ok(connection)
@@ -101,24 +122,31 @@ fn log_ahead(connection: &Connection) -> Result<(), rusqlite::Error> {
     }
 }
 
-/// Brings the file to the present schema in one transaction, or says why that is not possible.
-fn migrate(connection: &Connection) -> Result<(), String> {
+/// Brings the file to the present schema in one transaction, or says why that is not possible. Of one that had a schema a
+/// copy is kept, made under the same lock: so it is the last state of the old one, and of several processes that start
+/// at once one makes it.
+fn migrate(connection: &Connection, path: &Path) -> Result<Option<Migrated>, String> {
     let failed = |error: rusqlite::Error| explained(&error);
     // In one snapshot: a file that another process is just creating would look like a stranger's.
-    let look = connection.unchecked_transaction().map_err(failed)?;
-    if is_current(&look)? {
-        return Ok(());
+    let snapshot = connection.unchecked_transaction().map_err(failed)?;
+    if matches!(look(&snapshot)?, Found::Current) {
+        return Ok(None);
     }
-    look.finish().map_err(failed)?;
+    snapshot.finish().map_err(failed)?;
     if tables(connection)? == 0 {
-        // Only possible before the first table is there; lets a later version give space back bit by bit.
+        // Only possible before the first table is there; lets the janitor give space back bit by bit.
         connection.execute_batch("PRAGMA auto_vacuum = INCREMENTAL").map_err(failed)?;
     }
-    connection.execute_batch("BEGIN IMMEDIATE").map_err(failed)?;
+    connection.busy_timeout(PATIENT).map_err(failed)?;
+    let begun = connection.execute_batch("BEGIN IMMEDIATE").map_err(failed);
+    connection.busy_timeout(BUSY).map_err(failed)?;
+    begun?;
     // Asked again under the lock: two programs may have started at once.
-    let migrated = is_current(connection).and_then(|current| if current { Ok(()) } else { apply(connection) });
-    match migrated {
-        Ok(()) => connection.execute_batch("COMMIT").map_err(failed),
+    match look(connection).and_then(|found| bring_up(connection, path, &found)) {
+        Ok(migrated) => {
+            connection.execute_batch("COMMIT").map_err(failed)?;
+            Ok(migrated)
+        }
         Err(why) => {
             // The first error is the one to tell; closing the connection rolls back as well.
             let _ = connection.execute_batch("ROLLBACK");
@@ -127,20 +155,66 @@ fn migrate(connection: &Connection) -> Result<(), String> {
     }
 }
 
-fn is_current(connection: &Connection) -> Result<bool, String> {
+fn bring_up(connection: &Connection, path: &Path, found: &Found) -> Result<Option<Migrated>, String> {
+    let migrated = match found {
+        Found::Current => return Ok(None),
+        Found::Nothing => None,
+        Found::Older(from) => {
+            let kept = keep_copy(path, *from).map_err(|why| {
+                format!("it is of an older version (schema {from}) and has to be copied before it is brought up to date: {why}. Nothing was changed")
+            })?;
+            Some(Migrated { from: *from, to: SCHEMA, copy: kept })
+        }
+    };
+    apply(connection)?;
+    Ok(migrated)
+}
+
+/// A copy of the database beside it, as `NAME.v1-20260921T101320.123Z`. One with the same content, of a process that was
+/// killed before it had migrated, is kept instead: or a process that is started again and again would fill the disk.
+fn keep_copy(path: &Path, version: u32) -> Result<PathBuf, String> {
+    let named = |end: &str| {
+        let mut name = path.as_os_str().to_owned();
+        name.push(format!(".v{version}{end}"));
+        PathBuf::from(name)
+    };
+    let source = connect(path).map_err(|error| explained(&error))?;
+    let partial = Partial::begin(&named(""))?;
+    partial.fill(&source, &mut |_| {})?;
+    partial.check()?;
+    let prefix = named("-");
+    let siblings = std::fs::read_dir(copy::directory(path)).into_iter().flatten().flatten().map(|entry| entry.path());
+    let is_copy =
+        |other: &PathBuf| other.as_os_str().as_encoded_bytes().starts_with(prefix.as_os_str().as_encoded_bytes());
+    // One that cannot be read is none.
+    if let Some(known) = siblings.filter(is_copy).find(|other| partial.equals(other).unwrap_or(false)) {
+        return Ok(known);
+    }
+    let at = Clock::system().now().to_string().replace(['-', ':'], "");
+    let kept = named(&format!("-{at}"));
+    let unwritable = |error: std::io::Error| format!("{} cannot be written: {error}", kept.display());
+    partial.resemble(path, true).map_err(unwritable)?;
+    partial.keep(&kept, false).map_err(unwritable)?;
+    Ok(kept)
+}
+
+/// What the file is, unless it is not ours or a newer version's: then it is not touched.
+pub(super) fn look(connection: &Connection) -> Result<Found, String> {
     let number = |name: &str| {
         connection.pragma_query_value(None, name, |row| row.get::<_, i32>(0)).map_err(|error| explained(&error))
     };
     let (application, version) = (number("application_id")?, number("user_version")?);
-    let empty = application == 0 && version == 0 && tables(connection)? == 0;
-    if application != APPLICATION_ID && !empty {
+    if application == 0 && version == 0 && tables(connection)? == 0 {
+        return Ok(Found::Nothing);
+    }
+    if application != APPLICATION_ID {
         return Err("it belongs to another program; name another file with `--database`".into());
     }
-    match usize::try_from(version) {
-        Ok(version) if version <= MIGRATIONS.len() => Ok(version == MIGRATIONS.len()),
+    match u32::try_from(version) {
+        Ok(SCHEMA) => Ok(Found::Current),
+        Ok(version) if version < SCHEMA => Ok(Found::Older(version)),
         _ => Err(format!(
-            "it was written by a newer assetwatch (schema {version}, this one knows {}); install that version again",
-            MIGRATIONS.len()
+            "it was written by a newer assetwatch (schema {version}, this one knows {SCHEMA}); install that version again"
         )),
     }
 }
@@ -173,7 +247,7 @@ fn random_id() -> Result<String, String> {
 }
 
 /// What a person can do about an error while opening.
-fn explained(error: &rusqlite::Error) -> String {
+pub(super) fn explained(error: &rusqlite::Error) -> String {
     use rusqlite::ErrorCode as Code;
     match error.sqlite_error_code() {
         Some(Code::NotADatabase) => {

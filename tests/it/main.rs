@@ -3,6 +3,8 @@
 #[cfg(test)]
 mod answers;
 #[cfg(test)]
+mod backup;
+#[cfg(test)]
 mod batches;
 #[cfg(test)]
 mod cli;

@@ -12,6 +12,7 @@ mod operating;
 mod pruning;
 mod recording;
 mod standing;
+mod upgrading;
 
 use std::sync::Arc;
 use std::time::Duration;
