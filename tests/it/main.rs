@@ -42,6 +42,7 @@ mod restart;
 mod rig;
 #[cfg(test)]
 mod schemathesis;
+#[cfg(test)]
 mod service;
 #[cfg(test)]
 mod shutdown;
