@@ -29,8 +29,8 @@ use crate::watch::{State, Watch, check_asset_id};
 
 /// A daemon whose latest sign of life is older is taken for dead.
 const FRESH: Duration = Duration::from_secs(20);
-/// Added in one transaction, so that a million ids neither hold the lock nor sync once each.
-const ADDED_AT_ONCE: usize = 2_000;
+/// Added in one transaction, so that a million ids neither hold the lock nor sync once each: some tenths of a second.
+const ADDED_AT_ONCE: usize = 20_000;
 
 /// Does what an operator asks for.
 #[derive(Clone)]

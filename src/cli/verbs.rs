@@ -13,7 +13,7 @@ use crate::store::{EventRow, Filter};
 use crate::watch::{State, Watch};
 
 /// Ids are read from stdin and added in portions of this size.
-const PORTION: usize = 10_000;
+const PORTION: usize = 20_000;
 /// Rows are read in pages of this size.
 pub(super) const PAGE: u32 = 1_000;
 /// What `list` shows on a terminal unless told otherwise.
