@@ -294,7 +294,7 @@ impl Relay {
         verdict: Verdict,
         outcome: Outcome,
         now: Timestamp,
-    ) -> impl FnOnce(&Standing) -> Ending + Send + 'static {
+    ) -> impl FnMut(&Standing) -> Ending + Send + 'static {
         let (install_id, subscriptions) = (self.store.install_id().to_owned(), Arc::clone(&self.subscriptions));
         let dice = self.dice.clone();
         move |before| {
@@ -305,7 +305,7 @@ impl Relay {
                 let notice = Notice::HookDisabled { hook: standing.name.clone(), reason };
                 Event::of_notice(&notice, dice.bytes(), now, &telling)
             });
-            Ending { verdict: verdict.at(&standing), standing, turn, events: told.into_iter().collect() }
+            Ending { verdict: verdict.clone().at(&standing), standing, turn, events: told.into_iter().collect() }
         }
     }
 }

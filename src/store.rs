@@ -1,8 +1,8 @@
 //! The database: one SQLite file, the truth about every watch and every delivery.
 //!
 //! Whatever returned `Ok` here is on the disk (`synchronous=FULL`). Writes of concurrent workers share a transaction and
-//! with it the wait for the disk, each in a savepoint of its own; see `store/commit.rs`. Every write transaction is
-//! `BEGIN IMMEDIATE`. After a crash the file holds exactly what was acknowledged, and at most the one batch that was
+//! with it the wait for the disk, and yet none takes another one along when it fails; see `store/commit.rs`. Every write
+//! transaction is `BEGIN IMMEDIATE`. After a crash the file holds exactly what was acknowledged, and at most the one batch that was
 //! being committed besides.
 //!
 //! A row is worked under a lease: a claim gives it an owner, an end and the next generation. A write about it applies

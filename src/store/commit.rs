@@ -15,14 +15,42 @@ use super::{Shared, Store, StoreError, lock};
 /// At most so many writes in one transaction: it bounds how long a lock is held.
 const BATCH: usize = 1_024;
 
-/// Runs a write, and returns what tells its caller once the transaction has ended. Where there is no transaction, only
-/// the reason is handed on.
-type Write = Box<dyn FnOnce(Result<&Connection, StoreError>) -> Answer + Send>;
-type Answer = Box<dyn FnOnce(Result<(), StoreError>) + Send>;
+/// A write that waits for a transaction, with whoever waits for it.
+pub(super) trait Write: Send {
+    /// Runs it, and keeps what came of it for the answer.
+    fn run(&mut self, connection: &Connection) -> Result<(), StoreError>;
+
+    /// Tells its caller once the transaction has ended, well or not.
+    fn answer(self: Box<Self>, committed: Result<(), StoreError>);
+}
+
+struct Asked<T, F> {
+    write: F,
+    result: Result<T, StoreError>,
+    answer: oneshot::Sender<Result<T, StoreError>>,
+}
+
+impl<T, F> Write for Asked<T, F>
+where
+    T: Send,
+    F: FnMut(&Connection) -> Result<T, StoreError> + Send,
+{
+    fn run(&mut self, connection: &Connection) -> Result<(), StoreError> {
+        // A panic is its own write's error: those that share the transaction, or wait behind it, had no part in it.
+        let result = catch_unwind(AssertUnwindSafe(|| (self.write)(connection)));
+        self.result = result.unwrap_or_else(|_| Err(StoreError::Broken("a write ended with a panic".into())));
+        self.result.as_ref().map(drop).map_err(StoreError::clone)
+    }
+
+    fn answer(self: Box<Self>, committed: Result<(), StoreError>) {
+        // Nobody listens any more when the caller was aborted.
+        let _ = self.answer.send(committed.and(self.result));
+    }
+}
 
 #[derive(Default)]
 pub(super) struct Queue {
-    waiting: Vec<Write>,
+    waiting: Vec<Box<dyn Write>>,
     /// Whether a task commits what waits.
     committing: bool,
 }
@@ -31,23 +59,19 @@ impl Store {
     /// Runs `write` in a transaction that others may share, and returns once it is on the disk.
     ///
     /// An error or a panic of `write` undoes its own changes and nobody else's; a failed commit undoes them all and is
-    /// everyone's error. The write happens even if the caller stops waiting for it.
+    /// everyone's error. `write` may be run again in another transaction if it, or one that shared the first, has
+    /// failed; only what its last run did stays. The write happens even if the caller stops waiting for it.
     pub(super) async fn write<T: Send + 'static>(
         &self,
-        write: impl FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
+        write: impl FnMut(&Connection) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
         let (answer, answered) = oneshot::channel();
-        self.enqueue(Box::new(move |connection| {
-            let result = connection.and_then(|connection| in_savepoint(connection, write));
-            Box::new(move |committed| {
-                // Nobody listens any more when the caller was aborted.
-                let _ = answer.send(committed.and(result));
-            })
-        }));
+        let result = Err(StoreError::Broken("a write was not run".into()));
+        self.enqueue(Box::new(Asked { write, result, answer }));
         answered.await.unwrap_or_else(|_| Err(StoreError::Broken("a write was dropped".into())))
     }
 
-    fn enqueue(&self, write: Write) {
+    fn enqueue(&self, write: Box<dyn Write>) {
         let is_first = {
             let mut queue = lock(&self.shared.queue);
             queue.waiting.push(write);
@@ -70,7 +94,7 @@ fn commit_all(shared: &Shared) {
     }
 }
 
-fn next_batch(shared: &Shared) -> Option<Vec<Write>> {
+fn next_batch(shared: &Shared) -> Option<Vec<Box<dyn Write>>> {
     let mut queue = lock(&shared.queue);
     if queue.waiting.is_empty() {
         queue.committing = false;
@@ -82,14 +106,30 @@ fn next_batch(shared: &Shared) -> Option<Vec<Write>> {
 }
 
 /// Whether it is on the disk.
-fn commit(connection: &Connection, batch: Vec<Write>) -> bool {
-    let begun = begin(connection);
-    let answers: Vec<Answer> = batch.into_iter().map(|write| write(begun.clone().map(|()| connection))).collect();
-    let ended = begun.and_then(|()| end(connection));
-    for answer in answers {
-        answer(ended.clone());
+fn commit(connection: &Connection, mut batch: Vec<Box<dyn Write>>) -> bool {
+    let committed = transact(connection, &mut batch);
+    if committed.is_err() && !connection.is_autocommit() {
+        // The lock must not be kept while the callers wait to try again. What cannot be rolled back now is rolled back
+        // by the next transaction.
+        let _ = connection.execute_batch("ROLLBACK");
     }
-    ended.is_ok()
+    for write in batch {
+        write.answer(committed.clone());
+    }
+    committed.is_ok()
+}
+
+/// Almost always all goes well, and a savepoint costs a copy of each page that a write touches. So only where one has
+/// failed half-way are they run anew, each in a savepoint of its own.
+fn transact(connection: &Connection, batch: &mut [Box<dyn Write>]) -> Result<(), StoreError> {
+    begin(connection)?;
+    if !together(connection, batch)? {
+        connection.execute_batch("ROLLBACK")?;
+        begin(connection)?;
+        apart(connection, batch)?;
+    }
+    connection.prepare_cached("COMMIT")?.execute([])?;
+    Ok(())
 }
 
 fn begin(connection: &Connection) -> Result<(), StoreError> {
@@ -101,45 +141,37 @@ fn begin(connection: &Connection) -> Result<(), StoreError> {
     Ok(())
 }
 
-fn end(connection: &Connection) -> Result<(), StoreError> {
-    check_open(connection)?;
-    let committed = connection.prepare_cached("COMMIT")?.execute([]);
-    if committed.is_err() && !connection.is_autocommit() {
-        // The lock must not be kept while the callers wait to try again.
-        connection.execute_batch("ROLLBACK")?;
+/// Runs one write after the other. `false` if one has failed after it had changed something, which stands between what
+/// the others have changed.
+fn together(connection: &Connection, batch: &mut [Box<dyn Write>]) -> Result<bool, StoreError> {
+    for write in batch {
+        let before = connection.total_changes();
+        if let Err(error) = write.run(connection) {
+            check_open(connection, &error)?;
+            if connection.total_changes() != before {
+                return Ok(false);
+            }
+        }
     }
-    Ok(committed.map(drop)?)
+    Ok(true)
 }
 
-/// SQLite rolls a whole transaction back by itself on some errors (a full disk); what came after would not be part of it.
-fn check_open(connection: &Connection) -> Result<(), StoreError> {
-    if connection.is_autocommit() {
-        return Err(StoreError::Unavailable("its transaction was rolled back".into()));
+fn apart(connection: &Connection, batch: &mut [Box<dyn Write>]) -> Result<(), StoreError> {
+    for write in batch {
+        connection.prepare_cached("SAVEPOINT one")?.execute([])?;
+        if let Err(error) = write.run(connection) {
+            check_open(connection, &error)?;
+            connection.prepare_cached("ROLLBACK TO one")?.execute([])?;
+        }
+        connection.prepare_cached("RELEASE one")?.execute([])?;
     }
     Ok(())
 }
 
-fn in_savepoint<T>(
-    connection: &Connection,
-    write: impl FnOnce(&Connection) -> Result<T, StoreError>,
-) -> Result<T, StoreError> {
-    check_open(connection)?;
-    connection.prepare_cached("SAVEPOINT one")?.execute([])?;
-    // A panic is its own write's error: those that share the transaction, or wait behind it, had no part in it.
-    let result = catch_unwind(AssertUnwindSafe(|| write(connection)));
-    let result = result.unwrap_or_else(|_| Err(StoreError::Broken("a write ended with a panic".into())));
+/// SQLite rolls a whole transaction back by itself on some errors (a full disk): then nothing of it is left for anybody.
+fn check_open(connection: &Connection, error: &StoreError) -> Result<(), StoreError> {
     if connection.is_autocommit() {
-        return result;
+        return Err(StoreError::Unavailable(format!("its transaction was rolled back ({error})")));
     }
-    let undone = match &result {
-        Ok(_) => Ok(0),
-        Err(_) => connection.prepare_cached("ROLLBACK TO one").and_then(|mut undo| undo.execute([])),
-    };
-    let released = connection.prepare_cached("RELEASE one").and_then(|mut release| release.execute([]));
-    if let Err(error) = undone.and(released) {
-        // Nobody knows what is left of it, so nothing may be: the others are told, and try again.
-        connection.execute_batch("ROLLBACK")?;
-        return Err(error.into());
-    }
-    result
+    Ok(())
 }

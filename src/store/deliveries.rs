@@ -193,6 +193,7 @@ impl Store {
                 [&event.id],
                 |row| row.get(0),
             )?;
+            let owner = owner.clone();
             let terms = Terms { owner, lanes: Vec::new(), now, horizon: now, only: None, live: Vec::new() };
             ledger::lease_one(connection, id, &terms, now + lease)
         })

@@ -73,6 +73,9 @@ pub(super) fn due<T>(
     });
     for (sort, test, bound) in tests {
         let left = i64::try_from(room.saturating_sub(rows.len())).unwrap_or(i64::MAX);
+        if left == 0 {
+            break;
+        }
         let mut statement = connection.prepare_cached(&due_sql(line, columns, sort, test))?;
         let values = params![lane.name, only, live, bound.as_millis(), left];
         for row in statement.query_map(values, |row| Ok((row.get(0)?, read(row)?)))? {

@@ -146,7 +146,7 @@ impl Store {
         self.write(move |connection| {
             let mut statement = connection.prepare_cached(&prune_sql(&ended.kind()))?;
             let mut gone = 0;
-            for key in keys {
+            for key in &keys {
                 gone += statement.execute(params![key, before.as_millis()])? as u64;
             }
             Ok(gone)

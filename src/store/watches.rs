@@ -1,5 +1,6 @@
 //! Watches: adding, claiming, recording, looking.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use rusqlite::types::Value;
@@ -96,16 +97,23 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::LeaseLost`] when somebody else has claimed the watch since, or it has ended.
-    pub async fn record(&self, after: Watch, events: Vec<Event>, tell: TellBatch) -> Result<Option<Batch>, StoreError> {
+    pub async fn record(
+        &self,
+        after: impl Into<Arc<Watch>>,
+        events: impl Into<Arc<[Event]>>,
+        tell: TellBatch,
+    ) -> Result<Option<Batch>, StoreError> {
+        let (after, events) = (after.into(), events.into());
         self.write(move |connection| update(connection, &after, &events, &tell)).await
     }
 
     /// Ends a waiting watch by hand: `rule` makes what is written out of what stands there, in the same transaction,
-    /// and its batch may settle with it as with [`Store::record`]. A watch that does not wait is returned as it is.
+    /// and its batch may settle with it as with [`Store::record`]. A watch that does not wait is returned as it is. The rule
+    /// is asked again when the transaction has to be begun anew.
     pub async fn end(
         &self,
         id: i64,
-        rule: impl FnOnce(&Watch) -> (Watch, Vec<Event>) + Send + 'static,
+        mut rule: impl FnMut(&Watch) -> (Watch, Vec<Event>) + Send + 'static,
         tell: TellBatch,
     ) -> Result<Option<Watch>, StoreError> {
         self.write(move |connection| {
@@ -259,7 +267,9 @@ fn claim_lane(
     }
     let waiting: i64 =
         connection.prepare_cached(UP_TO_TWO_WAIT)?.query_row(params![lane.name, only], |row| row.get(0))?;
-    let next_due = lease::next_due(connection, (&LINE, &SORTS), (lane, terms, only))?;
+    // A lane that is full is asked again when it has room, whatever is due.
+    let full = rows.len() >= lane.room as usize;
+    let next_due = if full { None } else { lease::next_due(connection, (&LINE, &SORTS), (lane, terms, only))? };
     Ok(Claimed { lane: lane.name.clone(), rows, next_due, alone: waiting < 2 })
 }
 
@@ -287,42 +297,33 @@ fn update(
     tell: &TellBatch,
 ) -> Result<Option<Batch>, StoreError> {
     let asset = &after.asset;
-    let changed = connection
-        .prepare_cached(
-            "UPDATE watches SET state = ?3, due_at = ?4, lease_owner = NULL, lease_until = NULL, polls = ?5,
-                 waiting_streak = ?6, failures = ?7, rejections = ?8, missing_at = ?9, status = ?10, type = ?11,
-                 url = ?12, width = ?13, height = ?14, duration = ?15, frames = ?16, reason = ?17, last_error = ?18,
-                 first_polled_at = ?19, last_polled_at = ?20, processing_at = ?21, waiting_at = ?22, settled_at = ?23,
-                 lost_base = ?24, missing_base = ?25
-             WHERE id = ?1 AND generation = ?2 AND state = 'waiting'",
-        )?
-        .execute(params![
-            after.id,
-            after.generation,
-            after.state.as_str(),
-            after.due_at.map(Timestamp::as_millis),
-            after.polls,
-            after.streaks.waiting,
-            after.streaks.failures,
-            after.streaks.rejections,
-            after.missing.map(|first| first.at.as_millis()),
-            asset.status,
-            asset.kind,
-            asset.url,
-            asset.width,
-            asset.height,
-            asset.duration,
-            asset.frames,
-            after.reason.map(crate::watch::Reason::as_str),
-            after.last_error,
-            after.first_polled_at.map(Timestamp::as_millis),
-            after.last_polled_at.map(Timestamp::as_millis),
-            after.processing_at.map(Timestamp::as_millis),
-            after.waiting_at.map(Timestamp::as_millis),
-            after.settled_at.map(Timestamp::as_millis),
-            after.lost_base,
-            after.missing.map(|first| first.base),
-        ])?;
+    let changed = connection.prepare_cached(update_sql(after))?.execute(params![
+        after.id,
+        after.generation,
+        after.state.as_str(),
+        after.due_at.map(Timestamp::as_millis),
+        after.polls,
+        after.streaks.waiting,
+        after.streaks.failures,
+        after.streaks.rejections,
+        after.missing.map(|first| first.at.as_millis()),
+        asset.status,
+        asset.kind,
+        asset.url,
+        asset.width,
+        asset.height,
+        asset.duration,
+        asset.frames,
+        after.reason.map(crate::watch::Reason::as_str),
+        after.last_error,
+        after.first_polled_at.map(Timestamp::as_millis),
+        after.last_polled_at.map(Timestamp::as_millis),
+        after.processing_at.map(Timestamp::as_millis),
+        after.waiting_at.map(Timestamp::as_millis),
+        after.settled_at.map(Timestamp::as_millis),
+        after.lost_base,
+        after.missing.map(|first| first.base),
+    ])?;
     if changed == 0 {
         return Err(StoreError::LeaseLost);
     }
@@ -330,6 +331,30 @@ fn update(
     match (&after.batch, after.settled_at) {
         (Some(batch), Some(ended_at)) => batches::settle(connection, batch, ended_at, tell),
         _ => Ok(None),
+    }
+}
+
+/// SQLite checks a list of words by way of a table that it makes for it, and a constraint only where its column is
+/// written. So `state` and `reason` are written when they change: while a watch waits, both are as they always were.
+fn update_sql(after: &Watch) -> &'static str {
+    macro_rules! update {
+        ($end:literal) => {
+            concat!(
+                "UPDATE watches SET ",
+                $end,
+                "due_at = ?4, lease_owner = NULL, lease_until = NULL, polls = ?5, waiting_streak = ?6, failures = ?7,
+                     rejections = ?8, missing_at = ?9, status = ?10, type = ?11, url = ?12, width = ?13, height = ?14,
+                     duration = ?15, frames = ?16, last_error = ?18, first_polled_at = ?19, last_polled_at = ?20,
+                     processing_at = ?21, waiting_at = ?22, settled_at = ?23, lost_base = ?24, missing_base = ?25
+                 WHERE id = ?1 AND generation = ?2 AND state = 'waiting'"
+            )
+        };
+    }
+    match (after.state, after.reason) {
+        (State::Waiting, None) => update!(""),
+        (State::Waiting, Some(_)) => update!("reason = ?17, "),
+        (_, None) => update!("state = ?3, "),
+        (_, Some(_)) => update!("state = ?3, reason = ?17, "),
     }
 }
 

@@ -107,7 +107,12 @@ impl Base {
         verdict: Verdict,
         now: Timestamp,
     ) -> Result<(), StoreError> {
-        let rule = |before: &Standing| Ending { verdict, standing: before.clone(), turn: None, events: Vec::new() };
+        let rule = move |before: &Standing| Ending {
+            verdict: verdict.clone(),
+            standing: before.clone(),
+            turn: None,
+            events: Vec::new(),
+        };
         self.store.finish(parcel, attempt, now, rule).await.map(drop)
     }
 

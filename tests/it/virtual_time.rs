@@ -107,7 +107,7 @@ impl World {
         let (after, facts) = decide::apply(&watch, decision, 0, now);
         let subscriptions: Vec<_> = hooks.iter().map(|hook| subscription(hook)).collect();
         let telling = Telling { install_id: self.store.install_id(), subscriptions: &subscriptions };
-        let events = facts.iter().map(|fact| Event::new(fact, &after, None, now, &telling)).collect();
+        let events: Vec<_> = facts.iter().map(|fact| Event::new(fact, &after, None, now, &telling)).collect();
         self.store.record(after, events, self.tell_batch()).await.unwrap();
         watch.id
     }

@@ -77,10 +77,11 @@ async fn a_write_that_panics_takes_nobody_along() {
     let watch = base.add(&["a"]).await.remove(0);
     let (begun, has_begun) = tokio::sync::oneshot::channel();
     let (go_on, may_go_on) = std::sync::mpsc::channel();
+    let mut begun = Some(begun);
     let held = base.store.end(
         watch.id,
         move |watch| {
-            begun.send(()).unwrap();
+            begun.take().unwrap().send(()).unwrap();
             may_go_on.recv().unwrap();
             (waiting(watch, NOW), Vec::new())
         },

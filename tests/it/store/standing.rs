@@ -31,7 +31,7 @@ async fn a_standing_is_written_with_the_verdict_or_not_at_all() {
         move |before: &Standing| {
             assert_eq!(*before, row("cms"), "nothing was known");
             let standing = Standing { failures: 1, failing_since: Some(NOW), ..before.clone() };
-            Ending { verdict: Verdict::Held { error: "503".into() }, standing, turn: None, events }
+            Ending { verdict: Verdict::Held { error: "503".into() }, standing, turn: None, events: events.clone() }
         }
     };
     let lost = base.store.finish(slow, failed.clone(), NOW, rule(vec![notice()])).await;
