@@ -39,8 +39,8 @@ const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'
 /// One account at the API.
 pub struct Api {
     client: Client,
-    /// Ends where the asset's id begins.
-    prefix: String,
+    /// Its path ends where the asset's id begins.
+    base: Url,
     key: Mutex<HeaderValue>,
     /// For a Retry-After that names an instant.
     clock: Clock,
@@ -63,8 +63,9 @@ impl Api {
     /// # Errors
     /// When no client can be built, or the key is none.
     pub fn new(url: &Url, key: &str, timeout: Duration, clock: Clock) -> Result<Self, ApiError> {
-        let prefix = format!("{}/pub/v2/assets/", url.as_str().trim_end_matches('/'));
-        Ok(Self { client: client::builder(timeout).build()?, prefix, key: Mutex::new(header(key)?), clock })
+        let mut base = url.clone();
+        base.set_path(&format!("{}/pub/v2/assets/", url.path().trim_end_matches('/')));
+        Ok(Self { client: client::builder(timeout).build()?, base, key: Mutex::new(header(key)?), clock })
     }
 
     /// Takes another key; whether it is another one.
@@ -84,7 +85,8 @@ impl Api {
         if let Err(error) = check_asset_id(asset_id) {
             return Observation::Unaskable { error: error.to_string() }.into();
         }
-        let url = format!("{}{}", self.prefix, utf8_percent_encode(asset_id, SEGMENT));
+        let mut url = self.base.clone();
+        url.set_path(&format!("{}{}", self.base.path(), utf8_percent_encode(asset_id, SEGMENT)));
         let key = self.key.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let mut polled = match self.client.get(url).header("x-api-key", key.clone()).send().await {
             Ok(response) => observe(asset_id, response, self.clock.now()).await,
@@ -120,18 +122,28 @@ async fn observe(asset_id: &str, mut response: Response, now: Timestamp) -> Poll
         let (observation, contact) = refusal(&mut response, now).await;
         return Polled { observation, quota, contact };
     }
-    let body = read(&mut response, LARGEST_ANSWER).await;
-    let contact = body.as_deref().map_or(Contact::Stranger, contact);
-    let observation = match body {
-        Ok(body) => understand(asset_id, &body),
-        Err(error) => Observation::Unavailable { error },
+    let (observation, contact) = match read(&mut response, LARGEST_ANSWER).await {
+        Ok(body) => {
+            let answer = answer(&body);
+            let contact = contact(&answer, &body);
+            (understand(asset_id, answer), contact)
+        }
+        Err(error) => (Observation::Unavailable { error }, Contact::Stranger),
     };
     Polled { observation, quota, contact }
 }
 
+/// A body that is JSON, and its fields if it is an object.
+type Answer<'a> = Result<Option<Object<'a>>, serde_json::Error>;
+
+fn answer(body: &[u8]) -> Answer<'_> {
+    // Almost always it is an object, and then it is read once.
+    serde_json::from_slice(body).map(Some).or_else(|_| serde_json::from_slice(body).map(object))
+}
+
 /// What a body says of who has written it.
-fn contact(body: &[u8]) -> Contact {
-    match serde_json::from_slice::<&RawValue>(body).map(object) {
+fn contact(answer: &Answer<'_>, body: &[u8]) -> Contact {
+    match answer {
         Ok(Some(answer)) if answer.contains_key("data") || answer.contains_key("err") => Contact::Api,
         Err(_) if !body.is_empty() => Contact::Stranger,
         Ok(_) | Err(_) => Contact::Silent,
@@ -185,16 +197,17 @@ async fn complaint(response: &mut Response) -> (String, Contact) {
         text += &format!(" to {}", one_line(&String::from_utf8_lossy(location.as_bytes())));
     }
     let body = read(response, LARGEST_ERROR).await.unwrap_or_default();
-    if let Some(said) = serde_json::from_slice(&body).ok().and_then(|answer| err_of(&object(answer)?)) {
+    let answer = answer(&body);
+    if let Some(said) = answer.as_ref().ok().and_then(|answer| err_of(answer.as_ref()?)) {
         text += &format!(": {said}");
     }
-    (text, contact(&body))
+    (text, contact(&answer, &body))
 }
 
 /// What a 200 says of the asset.
-fn understand(asset_id: &str, body: &[u8]) -> Observation {
-    let answer = match serde_json::from_slice(body) {
-        Ok(answer) => object(answer).unwrap_or_default(),
+fn understand(asset_id: &str, answer: Answer<'_>) -> Observation {
+    let answer = match answer {
+        Ok(answer) => answer.unwrap_or_default(),
         Err(error) => return Observation::Unavailable { error: format!("the answer is not JSON: {error}") },
     };
     let err = err_of(&answer);
@@ -214,12 +227,15 @@ fn understand(asset_id: &str, body: &[u8]) -> Observation {
             }
         };
     };
+    let kind = fields.take("type", "a word", word);
+    let url = fields.take("url", "a text of at most 8 KiB", url);
+    let [width, height] = fields.size(["width", "height"]);
     let asset = Asset {
         status: Some(status),
-        kind: fields.take("type", "a word", word),
-        url: fields.take("url", "a text of at most 8 KiB", url),
-        width: fields.size("width"),
-        height: fields.size("height"),
+        kind,
+        url,
+        width,
+        height,
         duration: fields.take("duration", "a number of seconds", count),
         frames: fields.take("frames", "a number of frames", count),
     };
@@ -248,16 +264,13 @@ impl Fields<'_> {
         self.checked(name, kind, text, read)
     }
 
-    fn size(&mut self, name: &str) -> Option<i64> {
-        let size = present(self.data.get("size").copied())?;
-        let Some(size) = object(size) else {
-            let note = format!("dropped `size`: {} is not an object", one_line(size.get()));
-            if !self.notes.contains(&note) {
-                self.notes.push(note);
-            }
-            return None;
+    fn size<const N: usize>(&mut self, names: [&str; N]) -> [Option<i64>; N] {
+        let Some(text) = present(self.data.get("size").copied()) else { return [None; N] };
+        let Some(size) = object(text) else {
+            self.notes.push(format!("dropped `size`: {} is not an object", one_line(text.get())));
+            return [None; N];
         };
-        self.checked(&format!("size.{name}"), "a number of pixels", size.get(name).copied(), count)
+        names.map(|name| self.checked(&format!("size.{name}"), "a number of pixels", size.get(name).copied(), count))
     }
 
     fn checked<T>(
@@ -332,7 +345,7 @@ mod tests {
     use super::*;
 
     fn note(body: &str) -> String {
-        match understand("ast_1", body.as_bytes()) {
+        match understand("ast_1", answer(body.as_bytes())) {
             Observation::Answered { note, .. } => note.unwrap_or_default(),
             other => panic!("{other:?}"),
         }
@@ -351,7 +364,7 @@ mod tests {
             duration: Some(30),
             frames: Some(200),
         };
-        assert_eq!(understand("ast_1", body.as_bytes()), Observation::Answered { asset, note: None });
+        assert_eq!(understand("ast_1", answer(body.as_bytes())), Observation::Answered { asset, note: None });
     }
 
     #[test]
@@ -363,7 +376,7 @@ mod tests {
             r#"{"data":{"status":"censored","id":null,"url":null,"size":null,"duration":null},"err":null}"#,
             r#"{"data":{"status":"censored","new":{"deep":[1]}},"err":"","more":1}"#,
         ] {
-            assert_eq!(understand("ast_1", body.as_bytes()), expected, "{body}");
+            assert_eq!(understand("ast_1", answer(body.as_bytes())), expected, "{body}");
         }
     }
 
@@ -408,17 +421,17 @@ mod tests {
             (r#"{"data":{"id":"ast_2","status":"active"}}"#, "the answer is about another asset, \"ast_2\""),
         ] {
             let expected = Observation::Unavailable { error: error.into() };
-            assert_eq!(understand("ast_1", body.as_bytes()), expected, "{body}");
+            assert_eq!(understand("ast_1", answer(body.as_bytes())), expected, "{body}");
         }
         let body = br#"{"data":{},"err":{"code":404,"message":"no such asset\u001b[31m"}}"#;
         let error = "the API answered with an error: 404: no such asset [31m".into();
-        assert_eq!(understand("ast_1", body), Observation::Unusable { error });
+        assert_eq!(understand("ast_1", answer(body)), Observation::Unusable { error });
     }
 
     proptest! {
         #[test]
         fn no_answer_is_too_strange(body: Vec<u8>, id in "[a-z]{1,3}") {
-            understand(&id, &body);
+            understand(&id, answer(&body));
         }
 
         #[test]
@@ -428,7 +441,7 @@ mod tests {
                 r#"{{"data":{{"status":{},"size":{{"width":{value},"height":{text}}},"duration":{value},"url":{text}}},
                     "err":{{"code":{text}}}}}"#,
                 Value::from(status));
-            understand("x", data.as_bytes());
+            understand("x", answer(data.as_bytes()));
         }
 
         #[test]
