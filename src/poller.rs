@@ -213,8 +213,10 @@ impl Poller {
     async fn record(&self, account: &Account, before: &Watch, (after, facts): (Watch, Vec<Fact>), now: Timestamp) {
         let telling = Telling { install_id: self.store.install_id(), subscriptions: &self.subscriptions };
         let previous = before.asset.status.as_deref();
-        let events: Vec<Event> = facts.iter().map(|fact| Event::new(fact, &after, previous, now, &telling)).collect();
-        match insist(|| self.store.record(after.clone(), events.clone(), self.tell_batch.clone())).await {
+        let events: Arc<[Event]> = facts.iter().map(|fact| Event::new(fact, &after, previous, now, &telling)).collect();
+        let after = Arc::new(after);
+        let write = || self.store.record(Arc::clone(&after), Arc::clone(&events), self.tell_batch.clone());
+        match insist(write).await {
             Ok(batch) => {
                 account.meter.recorded(before, &after);
                 self.log(&after, now);

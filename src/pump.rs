@@ -260,7 +260,8 @@ impl<W: Work> Pump<W> {
                 pause = pause.min(self.until(due));
             }
             for row in rows {
-                workers.spawn(Arc::clone(&self.work).work(lane.clone(), row));
+                // Boxed: the runtime moves what it is given a dozen times, and a worker is large.
+                workers.spawn(Box::pin(Arc::clone(&self.work).work(lane.clone(), row)));
             }
         }
         pause.min(self.until_more(&filled))
