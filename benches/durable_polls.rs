@@ -1,5 +1,6 @@
-//! `cargo bench`: how many polls a second the daemon makes, each outcome on the disk before anything acts on it, against
-//! a bare reqwest loop with the same concurrency against the same server; and what a waiting watch costs in memory.
+//! `cargo bench --bench durable_polls`: how many polls a second the daemon makes, each outcome on the disk before anything
+//! acts on it, and the processor time of each, against a bare reqwest loop with the same concurrency against the same
+//! server.
 //!
 //! Server, daemon and loop are processes of their own. The two sides take turns, and what is compared is the ratio of
 //! each turn, since a machine's speed drifts.
@@ -10,28 +11,27 @@
     reason = "a benchmark ends at a surprise, and prints what it measured"
 )]
 
+#[path = "rig/api.rs"]
+mod api;
 mod rig;
 
 use std::path::{Path, PathBuf};
-use std::process::Child;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use rig::{child, first_line, now_millis, pause, stop};
+use rig::{child, cpu, first_line, now_millis, pause, stop};
 use rusqlite::Connection;
 
 const POLLS: usize = 20_000;
 /// Requests in flight: many, and more than anybody needs.
 const CONCURRENCIES: [usize; 2] = [64, 256];
 const TURNS: usize = 5;
-const FEW: usize = 100;
-const MANY: usize = 100_000;
 
 fn main() {
     let args: Vec<String> = std::env::args().collect();
     match args.get(1).map(String::as_str) {
-        Some("serve") => serve(),
+        Some("serve") => api::serve(),
         Some("bare") => bare(&args[2], args[3].parse().unwrap()),
         _ => compare(),
     }
@@ -52,11 +52,6 @@ fn compare() {
     for (in_flight, median) in medians {
         println!("durable polls a second against a bare loop, {in_flight} in flight: median ratio {median:.2}");
     }
-    let (few, many) = (waiting_memory(place.path(), &url, FEW), waiting_memory(place.path(), &url, MANY));
-    println!(
-        "resident memory with {FEW} waiting watches: {few:.1} MiB; with {MANY}: {many:.1} MiB; difference {:.1} MiB",
-        many - few
-    );
     server.kill().unwrap();
 }
 
@@ -91,9 +86,9 @@ impl Turn {
 
 /// From the first poll until all watches have settled, as another process sees it.
 fn daemon_turn(place: &Path, url: &str, in_flight: usize, turn: usize) -> Turn {
-    let database = database(place, &format!("turn-{in_flight}-{turn}"), POLLS, 0);
+    let database = database(place, &format!("turn-{in_flight}-{turn}"), POLLS);
     let connection = Connection::open(&database).unwrap();
-    let mut daemon = daemon(place, url, &database, in_flight);
+    let mut daemon = rig::daemon(place, &database, &api::config(url, in_flight));
     let waiting = "SELECT EXISTS (SELECT 1 FROM watches WHERE state = 'waiting')";
     while connection.query_row(waiting, [], |row| row.get::<_, bool>(0)).unwrap() {
         pause(5);
@@ -115,65 +110,17 @@ fn bare_turn(url: &str, in_flight: usize) -> Turn {
     Turn { took: Duration::from_secs_f64(numbers[0]), cpu: Duration::from_secs_f64(numbers[1]) }
 }
 
-/// Resident memory, in MiB, of a daemon whose watches wait for later.
-fn waiting_memory(place: &Path, url: &str, count: usize) -> f64 {
-    let later = now_millis() + 30 * 60 * 1_000;
-    let database = database(place, &format!("waiting-{count}"), count, later);
-    let mut daemon = daemon(place, url, &database, CONCURRENCIES[0]);
-    let connection = Connection::open(&database).unwrap();
-    while !connection.query_row("SELECT EXISTS (SELECT 1 FROM daemons)", [], |row| row.get::<_, bool>(0)).unwrap() {
-        pause(20);
-    }
-    // Some turns of its loop and a few looks at the database.
-    pause(5_000);
-    let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.id())).unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
-    let kib: f64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
-    stop(&mut daemon);
-    kib / 1024.0
-}
-
-/// A database with so many waiting watches, filled as any other program would.
-fn database(place: &Path, name: &str, count: usize, due_at: i64) -> PathBuf {
+/// A database with so many watches that are due, filled as any other program would.
+fn database(place: &Path, name: &str, count: usize) -> PathBuf {
     let path = rig::database(place, name);
     let mut connection = Connection::open(&path).unwrap();
     let transaction = connection.transaction().unwrap();
     for number in 0..count {
-        let values = rusqlite::params![format!("asset-{number}"), due_at];
-        transaction.execute("INSERT INTO watches (asset_id, due_at) VALUES (?1, ?2)", values).unwrap();
+        let id = format!("asset-{number}");
+        transaction.execute("INSERT INTO watches (asset_id) VALUES (?1)", [id]).unwrap();
     }
     transaction.commit().unwrap();
     path
-}
-
-fn daemon(place: &Path, url: &str, database: &Path, in_flight: usize) -> Child {
-    let config = format!("[api]\nurl = \"{url}\"\nkey_env = \"KEY\"\nrate = 100000\nmax_in_flight = {in_flight}\n");
-    rig::daemon(place, database, &config)
-}
-
-/// User and system time of a process, from `/proc` (in ticks of 10 ms).
-fn cpu(pid: u32) -> Duration {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
-    let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
-    Duration::from_millis(ticks * 10)
-}
-
-/// An API in which everything is active.
-#[tokio::main]
-async fn serve() {
-    use axum::extract::Path;
-    use axum::routing::get;
-    let asset = async |Path(id): Path<String>| {
-        let body = format!(
-            r#"{{"data":{{"id":"{id}","status":"active","type":"image","url":"https://cdn.example/{id}","size":{{"width":512,"height":512}}}},"err":{{}}}}"#
-        );
-        ([("content-type", "application/json")], body)
-    };
-    let router = axum::Router::new().route("/pub/v2/assets/{id}", get(asset));
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    println!("http://{}", listener.local_addr().unwrap());
-    axum::serve(listener, router).await.unwrap();
 }
 
 /// What is left when everything but the requests is taken away.

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use rig::{child, database, first_line, now_millis, pause, stop};
+use rig::{child, cpu, database, first_line, now_millis, pause, stop};
 use rusqlite::Connection;
 
 const WEBHOOKS: usize = 10_000;
@@ -45,7 +45,7 @@ fn compare() {
     let url = first_line(&mut server);
     let place = tempfile::tempdir().unwrap();
     println!("{WEBHOOKS} webhooks a turn, {CONCURRENCY} in flight; both against the same receiver on loopback\n");
-    println!("turn  daemon webhooks/s  bare webhooks/s  ratio");
+    println!("turn  daemon webhooks/s  bare webhooks/s  ratio  daemon CPU µs/webhook  bare CPU µs/webhook");
     let mut ratios: Vec<f64> = (1..=TURNS).map(|turn| ratio(place.path(), &url, turn)).collect();
     ratios.sort_by(f64::total_cmp);
     println!("\nwebhooks a second through the ledger against a bare loop: median ratio {:.2}", ratios[TURNS / 2]);
@@ -58,16 +58,24 @@ fn compare() {
 }
 
 fn ratio(place: &Path, url: &str, turn: usize) -> f64 {
-    let daemon = WEBHOOKS as f64 / daemon_turn(place, url, turn);
+    let (daemon, daemon_cpu) = each(daemon_turn(place, url, turn));
     let mut loop_ = child(&["bare", url]);
-    let bare = WEBHOOKS as f64 / first_line(&mut loop_).parse::<f64>().unwrap();
+    let line = first_line(&mut loop_);
+    let (took, used) = line.split_once(' ').unwrap();
+    let (bare, bare_cpu) = each((took.parse().unwrap(), used.parse().unwrap()));
     loop_.wait().unwrap();
-    println!("{turn:>4} {daemon:>18.0} {bare:>16.0} {:>6.2}", daemon / bare);
-    daemon / bare
+    let ratio = daemon / bare;
+    println!("{turn:>4} {daemon:>18.0} {bare:>16.0} {ratio:>6.2} {daemon_cpu:>22.0} {bare_cpu:>20.0}");
+    ratio
 }
 
-/// Seconds from the first attempt until all is delivered, as another process sees it.
-fn daemon_turn(place: &Path, url: &str, turn: usize) -> f64 {
+/// Webhooks a second, and the microseconds of processor time of each, of a turn that took and used so many seconds.
+fn each((took, used): (f64, f64)) -> (f64, f64) {
+    (WEBHOOKS as f64 / took, used * 1e6 / WEBHOOKS as f64)
+}
+
+/// Seconds from the first attempt until all is delivered, as another process sees it; and of processor time.
+fn daemon_turn(place: &Path, url: &str, turn: usize) -> (f64, f64) {
     let database = database(place, &format!("turn-{turn}"));
     let mut connection = Connection::open(&database).unwrap();
     let transaction = connection.transaction().unwrap();
@@ -87,8 +95,9 @@ fn daemon_turn(place: &Path, url: &str, turn: usize) -> f64 {
         connection.query_row("SELECT max(finished_at) - min(started_at) FROM attempts", [], |row| row.get(0)).unwrap();
     let attempts: i64 = connection.query_row("SELECT count(*) FROM attempts", [], |row| row.get(0)).unwrap();
     assert_eq!(attempts, WEBHOOKS as i64, "no webhook took more than one attempt");
+    let used = cpu(daemon.id()).as_secs_f64();
     stop(&mut daemon);
-    took as f64 / 1_000.0
+    (took as f64 / 1_000.0, used)
 }
 
 /// For each asset, the milliseconds from the poll that found it settled until its webhook was at the receiver.
@@ -165,5 +174,5 @@ async fn bare(url: &str) {
     for worker in workers {
         worker.await.unwrap();
     }
-    println!("{}", started.elapsed().as_secs_f64());
+    println!("{} {}", started.elapsed().as_secs_f64(), cpu(std::process::id()).as_secs_f64());
 }

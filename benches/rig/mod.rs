@@ -23,7 +23,7 @@ pub fn daemon(place: &Path, database: &Path, config: &str) -> Child {
     command.env("KEY", "key").spawn().unwrap()
 }
 
-fn assetwatch() -> Command {
+pub fn assetwatch() -> Command {
     Command::new(env!("CARGO_BIN_EXE_assetwatch"))
 }
 
@@ -42,6 +42,14 @@ pub fn stop(daemon: &mut Child) {
     let pid = rustix::process::Pid::from_child(daemon);
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
     assert!(daemon.wait().unwrap().success());
+}
+
+/// User and system time of a process, from `/proc` (in ticks of 10 ms).
+pub fn cpu(pid: u32) -> Duration {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+    let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
+    Duration::from_millis(ticks * 10)
 }
 
 #[expect(clippy::disallowed_methods, reason = "a benchmark waits for other processes")]
