@@ -19,6 +19,8 @@ mod guard;
 #[cfg(test)]
 mod http;
 #[cfg(test)]
+mod kills;
+#[cfg(test)]
 mod layers;
 #[cfg(test)]
 mod listen;

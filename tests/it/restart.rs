@@ -1,21 +1,17 @@
-//! SIGKILL: at each station of the line, and at random moments under load. Nothing is lost, and nothing settles twice.
+//! SIGKILL at each station of the line. Nothing is lost, and nothing settles twice.
 
-use std::collections::HashMap;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::rig::{
-    Daemon, Latch, Place, Reply, Request, SOON, Server, Tally, WriteLock, assert_leases_at_most, assert_sound,
-    breaches, eventually, executable, now, tally,
+    Daemon, Latch, MARGIN, Place, Reply, Request, Server, Tally, WriteLock, all_told, assert_leases_at_most,
+    assert_sound, ids, tally,
 };
 
-/// What a lease lasts beyond a poll or an attempt.
-const MARGIN: Duration = Duration::from_secs(10);
 /// The deadline of polls and attempts here: a kill comes before it, even on a busy machine.
 const TIMEOUT: Duration = Duration::from_secs(4);
 
-/// Five of the 200 kills. Each waits for a lease to expire, so they wait at the same time.
+/// Each waits for a lease to expire, so they wait at the same time.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_kill_at_any_station_loses_nothing_and_settles_nothing_twice() {
     tokio::join!(
@@ -140,13 +136,7 @@ async fn kill(daemon: Daemon, place: &Place, table: &str) -> i64 {
 /// Starts the daemon again and waits until all is told; no lease is longer than it may be, meanwhile.
 async fn restart(place: &Place, timeout: Duration) -> Daemon {
     let daemon = Daemon::start(place).await;
-    let open = "SELECT (SELECT count(*) FROM watches WHERE state = 'waiting')
-                     + (SELECT count(*) FROM deliveries WHERE state = 'waiting')";
-    eventually(SOON + timeout + MARGIN, "everything is settled and told", async || {
-        assert_leases_at_most(place, timeout + MARGIN, timeout + MARGIN);
-        (place.ask(open) == Some(0)).then_some(())
-    })
-    .await;
+    all_told(place, timeout + MARGIN, || assert_leases_at_most(place, timeout + MARGIN, timeout + MARGIN)).await;
     daemon
 }
 
@@ -180,134 +170,4 @@ fn place(api: &Server, receiver: &Server, timeout: Duration, more: &str) -> Plac
 
 fn insert(place: &Place, asset_id: &str) {
     place.database().execute("INSERT INTO watches (asset_id) VALUES (?1)", [asset_id]).unwrap();
-}
-
-/// The id of each webhook, as it came.
-fn ids(receiver: &Server) -> Vec<String> {
-    let requests = receiver.requests();
-    requests.iter().map(|request| request.header("webhook-id").unwrap().to_owned()).collect()
-}
-
-const ROUNDS: usize = 195;
-const ASSETS_A_ROUND: usize = 2;
-/// The polls that an asset takes, when none is cut off.
-const POLLS: usize = 4;
-/// Shorter than at the stations, since a killed daemon's work waits for the end of its leases.
-const SHORT: Duration = Duration::from_secs(2);
-/// `kill_after` of the command hook.
-const KILL_AFTER: Duration = Duration::from_millis(500);
-/// A round is at most so long; within it the daemon starts, claims, polls, records and tells.
-const LONGEST_ROUND_MS: u64 = 450;
-
-#[tokio::test(flavor = "multi_thread")]
-async fn kills_at_random_moments_under_load_lose_nothing() {
-    let seed = seed();
-    let mut random = fastrand::Rng::with_seed(seed);
-    let api = slow_api(random.u64(..)).await;
-    let receiver = slow_receiver(random.u64(..)).await;
-    let place = place(&api, &receiver, SHORT, "schedule = [\"1s\", \"1s\", \"1s\", \"1s\", \"1s\", \"1s\"]\n");
-    add_command_hook(&place);
-    // The database is there before the first INSERT.
-    Daemon::start(&place).await.kill().await;
-    for round in 0..ROUNDS {
-        let daemon = Daemon::spawn(&place);
-        for asset in 0..ASSETS_A_ROUND {
-            insert(&place, &format!("active_{round}_{asset}"));
-        }
-        // No event is awaited: the moment is the experiment.
-        tokio::time::sleep(Duration::from_millis(random.u64(0..LONGEST_ROUND_MS))).await;
-        daemon.kill().await;
-        assert_leases_at_most(&place, SHORT + MARGIN, SHORT + KILL_AFTER + MARGIN);
-    }
-    let _daemon = restart(&place, SHORT + KILL_AFTER).await;
-    assert_sound(&place);
-    let assets = i64::try_from(ROUNDS * ASSETS_A_ROUND).unwrap();
-    for hook in ["cms", "publish"] {
-        let told = format!("SELECT count(*) FROM deliveries WHERE hook = '{hook}'");
-        assert_eq!(place.ask(&told), Some(assets), "one delivery an asset for {hook}");
-    }
-    let commands = std::fs::read_to_string(place.path("runs")).unwrap();
-    let tallies = [
-        ("cms", tally(&place, "cms", &ids(&receiver))),
-        ("publish", tally(&place, "publish", &commands.lines().map(str::to_owned).collect::<Vec<_>>())),
-    ];
-    for (hook, tally) in &tallies {
-        println!("seed {seed}, {ROUNDS} kills, {assets} assets, hook {hook}: {tally:?}");
-        assert_eq!((tally.lost, tally.unexpected), (0, 0), "{hook}, seed {seed}: {tally:?}");
-    }
-    let cut_off: i64 = place.ask("SELECT sum(generation - polls) FROM watches").unwrap();
-    println!("{cut_off} polls were cut off and repeated");
-    assert!(cut_off > 0, "no kill hit a poll: this was no experiment (seed {seed})");
-    assert!(tallies.iter().any(|(_, tally)| tally.recovered > 0), "no kill hit an attempt (seed {seed})");
-    assert_checks_catch_what_is_planted(&place);
-}
-
-/// `ASSETWATCH_TEST_SEED` replays a run, as far as the machine's own timing allows.
-fn seed() -> u64 {
-    let seed = std::env::var("ASSETWATCH_TEST_SEED").ok().map(|seed| seed.parse().expect("a number"));
-    let seed = seed.unwrap_or_else(|| fastrand::u64(..));
-    println!("ASSETWATCH_TEST_SEED={seed}");
-    seed
-}
-
-/// Answers take some milliseconds, so that a kill may come between a request and its answer.
-async fn slow_api(seed: u64) -> Server {
-    let state = Mutex::new((fastrand::Rng::with_seed(seed), HashMap::<String, usize>::new()));
-    Server::start(move |request| {
-        let (random, polls) = &mut *state.lock().unwrap();
-        let polls = polls.entry(request.asset().to_owned()).or_default();
-        *polls += 1;
-        let answer = if *polls < POLLS { Reply::asset(request.asset(), "processing") } else { asset(request) };
-        answer.later(Duration::from_millis(random.u64(0..80)))
-    })
-    .await
-}
-
-async fn slow_receiver(seed: u64) -> Server {
-    let random = Mutex::new(fastrand::Rng::with_seed(seed));
-    Server::start(move |_| Reply::status(204).later(Duration::from_millis(random.lock().unwrap().u64(0..80)))).await
-}
-
-/// A command `publish` that appends the id of its event to the file `runs`.
-fn add_command_hook(place: &Place) {
-    let command = place.path("publish");
-    executable(&command, &format!("echo \"$HOOK_EVENT_ID\" >> '{}'", place.path("runs").display()));
-    let text = format!(
-        "{}[[hooks]]\nname = \"publish\"\ncommand = [{:?}]\nconcurrency = 4\ntimeout = \"{}\"\nkill_after = \"{}\"\n",
-        std::fs::read_to_string(place.config()).unwrap(),
-        command.display().to_string(),
-        humantime::format_duration(SHORT),
-        humantime::format_duration(KILL_AFTER),
-    );
-    std::fs::write(place.config(), text).unwrap();
-}
-
-/// A check that cannot fail says nothing: each of these is what a broken daemon would leave.
-fn assert_checks_catch_what_is_planted(place: &Place) {
-    let long = (now() + Duration::from_secs(3_600)).as_millis();
-    for (bug, rule) in [
-        ("UPDATE attempts SET outcome = NULL, finished_at = NULL WHERE id = 1".to_owned(), "every attempt has ended"),
-        ("UPDATE attempts SET outcome = 'delivered', finished_at = 0".into(), "the last attempt delivered"),
-        ("DELETE FROM attempts WHERE number = 1".into(), "every attempt is in the ledger"),
-        ("DELETE FROM events WHERE type = 'asset.active' AND watch_id = 1".into(), "every settled watch has exactly"),
-        ("INSERT INTO watches (asset_id) SELECT asset_id FROM watches WHERE id = 1".into(), "every asset is settled"),
-        (
-            "UPDATE deliveries SET state = 'dead' WHERE id = (SELECT max(id) FROM deliveries)".into(),
-            "every delivery is delivered",
-        ),
-        (
-            format!(
-                "UPDATE deliveries SET state = 'waiting', due_at = 0, finished_at = NULL, lease_owner = 'gone',
-                     lease_until = {long} WHERE id = (SELECT max(id) FROM deliveries)"
-            ),
-            "nothing is leased",
-        ),
-        ("UPDATE events SET type = 'asset.censored' WHERE type = 'asset.active'".into(), "the event of its end"),
-    ] {
-        let connection = place.database();
-        connection.execute_batch("PRAGMA foreign_keys = ON; BEGIN").unwrap();
-        connection.execute(&bug, []).unwrap();
-        connection.execute_batch("COMMIT").unwrap();
-        assert!(breaches(place).iter().any(|breach| breach.starts_with(rule)), "{bug} was not caught");
-    }
 }

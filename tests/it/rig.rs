@@ -15,7 +15,7 @@ pub use browser::{Browser, DOWN, ENTER, ESCAPE, TAB};
 pub use caller::{Caller, answer, served};
 pub use daemon::{Daemon, run, run_with};
 pub use faults::{Latch, Tmpfs, WriteLock, executable, now};
-pub use ledger::{Tally, assert_leases_at_most, assert_sound, breaches, tally};
+pub use ledger::{MARGIN, Tally, all_told, assert_leases_at_most, assert_sound, breaches, ids, tally};
 pub use server::{Reply, Request, Server};
 
 /// Longer than anything takes that works, even on a busy machine.
@@ -34,6 +34,14 @@ where
         assert!(started.elapsed() < deadline, "not within {deadline:?}: {what}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
+}
+
+/// The seed of a random run; `ASSETWATCH_TEST_SEED` replays one, as far as the machine's own timing allows.
+pub fn seed() -> u64 {
+    let seed = std::env::var("ASSETWATCH_TEST_SEED").ok().map(|seed| seed.parse().expect("a number"));
+    let seed = seed.unwrap_or_else(|| fastrand::u64(..));
+    println!("ASSETWATCH_TEST_SEED={seed}");
+    seed
 }
 
 /// A directory with a key, a secret, a configuration and a database.

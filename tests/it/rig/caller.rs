@@ -1,8 +1,9 @@
 //! Whoever asks the control API.
 
+use std::path::Path;
 use std::time::Duration;
 
-use reqwest::{Client, Method, RequestBuilder, StatusCode};
+use reqwest::{Client, ClientBuilder, Method, RequestBuilder, StatusCode};
 use serde_json::Value;
 
 use super::{Daemon, Place, SOON, Server, eventually};
@@ -50,9 +51,12 @@ impl Caller {
     }
 
     pub fn at(base: &str) -> Self {
-        // An error means that another test has done it.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        Self { client: Client::builder().no_proxy().build().unwrap(), base: base.into() }
+        Self { client: client().build().unwrap(), base: base.into() }
+    }
+
+    /// Of a daemon that listens on a Unix socket.
+    pub fn at_socket(path: &Path) -> Self {
+        Self { client: client().unix_socket(path).build().unwrap(), base: "http://localhost".into() }
     }
 
     pub fn request(&self, method: Method, path: &str) -> RequestBuilder {
@@ -83,6 +87,12 @@ impl Caller {
         assert_eq!(response.headers()["content-type"], "text/event-stream");
         Stream { response, buffer: String::new() }
     }
+}
+
+fn client() -> ClientBuilder {
+    // An error means that another test has done it.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    Client::builder().no_proxy()
 }
 
 /// Sends a request, and reads the whole answer.

@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::{Place, now};
+use super::{Place, SOON, Server, eventually, now};
+
+/// What a lease lasts beyond a poll or an attempt.
+pub const MARGIN: Duration = Duration::from_secs(10);
 
 /// Rules, each with a query for what breaks it.
 const RULES: [(&str, &str); 8] = [
@@ -65,6 +68,24 @@ pub fn assert_leases_at_most(place: &Place, watches: Duration, deliveries: Durat
         let latest = (now() + length).as_millis();
         assert!(longest.is_none_or(|until| until <= latest), "a lease in {table} ends at {longest:?}, after {latest}");
     }
+}
+
+/// Waits until every watch has ended and every delivery is told, which may take the rest of a lease; `meanwhile` is
+/// asked again and again.
+pub async fn all_told(place: &Place, lease: Duration, meanwhile: impl Fn()) {
+    let open = "SELECT (SELECT count(*) FROM watches WHERE state = 'waiting')
+                     + (SELECT count(*) FROM deliveries WHERE state = 'waiting')";
+    eventually(SOON + lease, "everything is settled and told", async || {
+        meanwhile();
+        (place.ask(open) == Some(0)).then_some(())
+    })
+    .await;
+}
+
+/// The id of each webhook, as it came.
+pub fn ids(receiver: &Server) -> Vec<String> {
+    let requests = receiver.requests();
+    requests.iter().map(|request| request.header("webhook-id").unwrap().to_owned()).collect()
 }
 
 /// What became of the events that one hook was to be told.
