@@ -59,6 +59,8 @@ pub(super) fn headers(base: &Path, has_body: bool) -> impl Fn(&Value) -> Judged<
             }
             headers.push(header);
         }
+        // By what is sent, whichever letters the file has.
+        headers.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(headers)
     }
 }
