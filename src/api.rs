@@ -126,7 +126,7 @@ async fn observe(asset_id: &str, mut response: Response, now: Timestamp) -> Poll
         Ok(body) => {
             let answer = answer(&body);
             let contact = contact(&answer, &body);
-            (understand(asset_id, answer), contact)
+            (understood(asset_id, answer), contact)
         }
         Err(error) => (Observation::Unavailable { error }, Contact::Stranger),
     };
@@ -204,8 +204,15 @@ async fn complaint(response: &mut Response) -> (String, Contact) {
     (text, contact(&answer, &body))
 }
 
-/// What a 200 says of the asset.
-fn understand(asset_id: &str, answer: Answer<'_>) -> Observation {
+/// What the body of a 200 says of the asset: pure, so that it can be tried with anything.
+///
+/// [`Observation::Answered`] when it has a status, which is then the body's own word; what else is in it is taken as far
+/// as it is what it should be, and noted otherwise.
+pub fn understand(asset_id: &str, body: &[u8]) -> Observation {
+    understood(asset_id, answer(body))
+}
+
+fn understood(asset_id: &str, answer: Answer<'_>) -> Observation {
     let answer = match answer {
         Ok(answer) => answer.unwrap_or_default(),
         Err(error) => return Observation::Unavailable { error: format!("the answer is not JSON: {error}") },
@@ -345,7 +352,7 @@ mod tests {
     use super::*;
 
     fn note(body: &str) -> String {
-        match understand("ast_1", answer(body.as_bytes())) {
+        match understand("ast_1", body.as_bytes()) {
             Observation::Answered { note, .. } => note.unwrap_or_default(),
             other => panic!("{other:?}"),
         }
@@ -364,7 +371,7 @@ mod tests {
             duration: Some(30),
             frames: Some(200),
         };
-        assert_eq!(understand("ast_1", answer(body.as_bytes())), Observation::Answered { asset, note: None });
+        assert_eq!(understand("ast_1", body.as_bytes()), Observation::Answered { asset, note: None });
     }
 
     #[test]
@@ -376,7 +383,7 @@ mod tests {
             r#"{"data":{"status":"censored","id":null,"url":null,"size":null,"duration":null},"err":null}"#,
             r#"{"data":{"status":"censored","new":{"deep":[1]}},"err":"","more":1}"#,
         ] {
-            assert_eq!(understand("ast_1", answer(body.as_bytes())), expected, "{body}");
+            assert_eq!(understand("ast_1", body.as_bytes()), expected, "{body}");
         }
     }
 
@@ -421,17 +428,17 @@ mod tests {
             (r#"{"data":{"id":"ast_2","status":"active"}}"#, "the answer is about another asset, \"ast_2\""),
         ] {
             let expected = Observation::Unavailable { error: error.into() };
-            assert_eq!(understand("ast_1", answer(body.as_bytes())), expected, "{body}");
+            assert_eq!(understand("ast_1", body.as_bytes()), expected, "{body}");
         }
         let body = br#"{"data":{},"err":{"code":404,"message":"no such asset\u001b[31m"}}"#;
         let error = "the API answered with an error: 404: no such asset [31m".into();
-        assert_eq!(understand("ast_1", answer(body)), Observation::Unusable { error });
+        assert_eq!(understand("ast_1", body), Observation::Unusable { error });
     }
 
     proptest! {
         #[test]
         fn no_answer_is_too_strange(body: Vec<u8>, id in "[a-z]{1,3}") {
-            understand(&id, answer(&body));
+            understand(&id, &body);
         }
 
         #[test]
@@ -441,7 +448,7 @@ mod tests {
                 r#"{{"data":{{"status":{},"size":{{"width":{value},"height":{text}}},"duration":{value},"url":{text}}},
                     "err":{{"code":{text}}}}}"#,
                 Value::from(status));
-            understand("x", answer(data.as_bytes()));
+            understand("x", data.as_bytes());
         }
 
         #[test]

@@ -22,12 +22,12 @@ use crate::config::{self, Hook, Target};
 use crate::delivery::{Attempt, Outcome, Parcel};
 use crate::event::CALLBACK;
 
+pub use guard::{Admission, Guard};
 pub use orphans::adopt as adopt_orphans;
 pub use signature::{Signer, verify};
 
 use callback::Callbacks;
 use command::Command;
-use guard::Guard;
 use webhook::Webhook;
 
 /// Every configured hook, and the callbacks of watches, ready to be told.
