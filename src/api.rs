@@ -26,6 +26,8 @@ pub const LARGEST_ANSWER: usize = 1024 * 1024;
 const LARGEST_ERROR: usize = 16 * 1024;
 /// The longest text that is taken from an error.
 const LONGEST_ERROR: usize = 300;
+/// What stands where a text was cut.
+const CUT: char = '…';
 /// A shorter key is not looked for in what the API says.
 const SHORTEST_SECRET: usize = 6;
 /// The longest status and type that are taken for words.
@@ -96,10 +98,20 @@ impl Api {
         // short one is no secret, and a piece of many words.
         let key = key.to_str().ok().filter(|key| key.len() >= SHORTEST_SECRET);
         if let (Some(text), Some(key)) = (polled.observation.text_mut(), key) {
-            *text = text.replace(key, "***");
+            *text = without(text, key);
         }
         polled
     }
+}
+
+/// `text` without the key, and without the beginning of one that is left where something was cut.
+fn without(text: &str, key: &str) -> String {
+    let whole = text.replace(key, "***");
+    let mut pieces: Vec<&str> = whole.split(CUT).collect();
+    let last = pieces.pop().unwrap_or_default();
+    let mut clean: String = pieces.into_iter().map(|piece| client::without_beginning(piece, key) + "…").collect();
+    clean += last;
+    clean
 }
 
 fn header(key: &str) -> Result<HeaderValue, ApiError> {
@@ -340,7 +352,7 @@ fn one_line(text: &str) -> String {
     let clean = text.chars().map(|c| if c.is_control() { ' ' } else { c });
     let mut line: String = clean.take(LONGEST_ERROR).collect();
     if text.chars().count() > LONGEST_ERROR {
-        line.push('…');
+        line.push(CUT);
     }
     line
 }
@@ -433,6 +445,20 @@ mod tests {
         let body = br#"{"data":{},"err":{"code":404,"message":"no such asset\u001b[31m"}}"#;
         let error = "the API answered with an error: 404: no such asset [31m".into();
         assert_eq!(understand("ast_1", body), Observation::Unusable { error });
+    }
+
+    #[test]
+    fn a_key_is_not_left_in_pieces_where_a_text_was_cut() {
+        let key = "rn_0123456789";
+        for (text, clean) in [
+            ("a rn_0123456789 b", "a *** b"),
+            ("a rn_01234567… b rn_012345…", "a ***… b ***…"),
+            ("a rn_01… b", "a rn_01… b"),
+            ("a rn_0123456", "a rn_0123456"),
+            ("…", "…"),
+        ] {
+            assert_eq!(without(text, key), clean);
+        }
     }
 
     proptest! {

@@ -68,6 +68,16 @@ pub fn reason(error: reqwest::Error) -> String {
     text
 }
 
+/// A shorter beginning of a secret gives nothing away, and may be a word.
+const SHORTEST_BEGINNING: usize = 6;
+
+/// `text`, which was cut where it ends, with a mask for the beginning of `secret` that is left there.
+pub fn without_beginning(text: &str, secret: &str) -> String {
+    let lengths = (SHORTEST_BEGINNING..=secret.len()).rev().filter(|length| secret.is_char_boundary(*length));
+    let rest = lengths.filter_map(|length| text.strip_suffix(&secret[..length])).next();
+    rest.map_or_else(|| text.to_owned(), |rest| format!("{rest}***"))
+}
+
 /// Whether there was no connection: no such host, nobody who listens there, no way to it.
 pub fn is_unreachable(error: &reqwest::Error) -> bool {
     error.is_connect() && !is_untrusted(error)
