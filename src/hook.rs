@@ -146,6 +146,7 @@ fn webhook_edge(
         timeout: hook.timeout,
         signer: Signer::read(target.secrets.as_ref(), env)?,
         headers: headers(&target.headers, env)?,
+        proxy: target.proxy.clone(),
         moved: webhook::MOVED,
     }))
 }

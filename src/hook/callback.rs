@@ -72,6 +72,7 @@ impl Callbacks {
             timeout: TIMEOUT,
             signer: self.signer.clone(),
             headers: HeaderMap::new(),
+            proxy: None,
             moved: "the watch has to be added with the final address",
         })
     }

@@ -4,6 +4,8 @@ use std::error::Error;
 use std::pin::pin;
 use std::time::Duration;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, LOCATION, RETRY_AFTER, SERVER};
 use reqwest::{Client, Proxy, RequestBuilder, Response, StatusCode};
 use url::{Position, Url};
@@ -42,6 +44,8 @@ pub struct Webhook {
     pub signer: Signer,
     /// Sent with every request.
     pub headers: HeaderMap,
+    /// The proxy that it goes through, which may hold a password.
+    pub proxy: Option<Url>,
     /// What to do with the address that a redirect names.
     pub moved: &'static str,
 }
@@ -151,18 +155,38 @@ impl Webhook {
 
     /// What is kept of an answer, as it is unless it repeats what may be a secret.
     fn kept(&self, body: Vec<u8>) -> Vec<u8> {
-        self.masked(&String::from_utf8_lossy(&body)).map_or(body, String::into_bytes)
+        let text = String::from_utf8_lossy(&body);
+        let masked = self.masked(&text);
+        if body.len() < BODY_LIMIT {
+            return masked.map_or(body, String::into_bytes);
+        }
+        // It was cut there, perhaps amid a secret.
+        let text = masked.as_deref().unwrap_or(&text);
+        let clean =
+            self.secrets().iter().fold(text.to_owned(), |text, secret| client::without_beginning(&text, secret));
+        if masked.is_none() && clean == text { body } else { clean.into_bytes() }
     }
 
-    /// `text` without what it repeats of our own URL and of headers that may be secret; none if that is nothing.
+    /// `text` without what it repeats of [`Self::secrets`]; none if that is nothing.
     fn masked(&self, text: &str) -> Option<String> {
-        let ours = [&self.url[Position::BeforeUsername..Position::AfterPassword], &self.url[Position::BeforePath..]];
-        let parts = ours.into_iter().flat_map(|text| text.split(['/', '?', '&', '=', ':', '#']));
-        let sensitive = self.headers.iter().filter(|(name, value)| value.is_sensitive() && *name != CONTENT_TYPE);
-        let values = sensitive.filter_map(|(_, value)| value.to_str().ok());
-        let secrets: Vec<&str> = parts.chain(values).filter(|part| part.len() >= SECRET_LENGTH).collect();
+        let secrets = self.secrets();
         let repeats = secrets.iter().any(|secret| text.contains(secret));
         repeats.then(|| secrets.iter().fold(text.to_owned(), |text, secret| text.replace(secret, "…")))
+    }
+
+    /// What may be secret of all that is sent: parts of our own URL, headers and words in them (`Bearer` says nothing, what
+    /// follows it does), and what the proxy is told. The longest come first.
+    fn secrets(&self) -> Vec<String> {
+        let ours = [&self.url[Position::BeforeUsername..Position::AfterPassword], &self.url[Position::BeforePath..]];
+        let parts = ours.into_iter().flat_map(|text| text.split(['/', '?', '&', '=', ':', '#'])).map(str::to_owned);
+        let sensitive = self.headers.iter().filter(|(name, value)| value.is_sensitive() && *name != CONTENT_TYPE);
+        let values = sensitive.filter_map(|(_, value)| value.to_str().ok());
+        let words = values.flat_map(|value| std::iter::once(value).chain(value.split(' '))).map(str::to_owned);
+        let proxy = self.proxy.iter().flat_map(|proxy| told_to(proxy));
+        let mut secrets: Vec<String> =
+            parts.chain(words).chain(proxy).filter(|part| part.len() >= SECRET_LENGTH).collect();
+        secrets.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
+        secrets
     }
 
     fn unanswered(&self, error: reqwest::Error) -> Outcome {
@@ -180,6 +204,15 @@ impl Webhook {
         };
         Outcome::Failed { error, not_before: None }
     }
+}
+
+/// The password of a proxy, as it is written, as it is meant, and as it is sent (RFC 7617).
+fn told_to(proxy: &Url) -> Vec<String> {
+    let Some(written) = proxy.password() else { return Vec::new() };
+    let decoded = |text: &str| percent_encoding::percent_decode_str(text).decode_utf8_lossy().into_owned();
+    let (user, password) = (decoded(proxy.username()), decoded(written));
+    let sent = STANDARD.encode(format!("{user}:{password}"));
+    vec![written.to_owned(), password, sent]
 }
 
 fn described(status: StatusCode) -> String {

@@ -315,6 +315,7 @@ fn webhook(url: Url, guard: Guard) -> Webhook {
         timeout: SOON,
         signer,
         headers: HeaderMap::new(),
+        proxy: None,
         moved: MOVED,
     }
 }
@@ -387,4 +388,31 @@ async fn what_a_receiver_repeats_of_our_secrets_is_not_kept() {
     let hooks = Hooks::new(&[hook(target, SOON)], None, env).unwrap();
     let attempt = tell(&hooks).await;
     assert_eq!(String::from_utf8(attempt.output).unwrap(), "… by …, not \u{fffd}");
+}
+
+/// What a receiver answers with this body leaves in the ledger.
+async fn kept_of(answer: String, proxy: bool) -> String {
+    let text = format!("HTTP/1.1 500 No\r\ncontent-length: {}\r\n\r\n{answer}", answer.len());
+    let receiver = Receiver::with([Reply::Text(text)]).await;
+    let value = config::HeaderText::Plain(config::Secret::new("Bearer swordfish-swordfish"));
+    let headers = vec![config::Header { name: "authorization".into(), value }];
+    let there = format!("http://{}/", receiver.address);
+    let through = there.replace("http://", "http://user:pass%2Fword@").parse().unwrap();
+    let (url, proxy) = if proxy { ("http://cms.example/", Some(through)) } else { (there.as_str(), None) };
+    let target = config::Webhook { url: url.parse().unwrap(), secrets: None, headers, proxy };
+    let hooks = Hooks::new(&[hook(Target::Webhook(target), SOON)], None, |_| None).unwrap();
+    String::from_utf8(tell(&hooks).await.output).unwrap()
+}
+
+#[tokio::test]
+async fn a_secret_is_not_kept_in_pieces() {
+    assert_eq!(kept_of("the token swordfish-swordfish is bad".into(), false).await, "the token … is bad");
+    let fill = "x".repeat(BODY_LIMIT - 10);
+    assert_eq!(kept_of(format!("{fill}swordfish-swordfish"), false).await, format!("{fill}***"));
+}
+
+#[tokio::test]
+async fn what_a_proxy_repeats_of_its_password_is_not_kept() {
+    let said = "dXNlcjpwYXNzL3dvcmQ= is pass/word or pass%2Fword".to_owned();
+    assert_eq!(kept_of(said, true).await, "… is … or …");
 }
