@@ -7,7 +7,7 @@ use std::ops::Range;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::literal::{excerpt, printable};
+use super::literal::{excerpt, printable, repeated};
 
 /// A table, and the line on which it begins; 0 for one that is not in the file.
 #[derive(Clone, Debug, Default)]
@@ -111,7 +111,7 @@ impl<'a> Source<'a> {
     }
 
     fn node(&self, value: Spanned<DeValue<'_>>, line: usize) -> Node {
-        let written = excerpt(self.slice(value.span()));
+        let written = repeated(self.slice(value.span()));
         let value = match value.into_inner() {
             DeValue::String(text) => Value::Quoted(text.into_owned()),
             DeValue::Integer(number) => {

@@ -12,6 +12,8 @@ use super::Listen;
 
 /// The longest part of a value that an error repeats, in characters.
 const LONGEST: usize = 80;
+/// A word of so many characters or more that has digits in it is probably none of a person's.
+const MADE_UP: usize = 20;
 /// What stands for a secret.
 pub(super) const MASK: &str = "***";
 
@@ -160,6 +162,23 @@ pub(super) fn excerpt(text: &str) -> String {
     }
 }
 
+/// A value of the file's or a variable's as far as an error repeats it: not at all when it may be a secret that was put
+/// into the wrong place.
+pub(super) fn repeated(text: &str) -> String {
+    if looks_secret(text) { MASK.into() } else { excerpt(text) }
+}
+
+/// Whether there is a piece in it that a machine has made up: so long, and of letters and digits.
+pub(super) fn looks_secret(text: &str) -> bool {
+    let mut pieces = text.split(|c: char| !c.is_ascii_alphanumeric() && !matches!(c, '_' | '-' | '+' | '='));
+    pieces.any(|piece| {
+        let count = |fits: fn(&u8) -> bool| piece.as_bytes().iter().filter(|byte| fits(byte)).count();
+        // More letters than a unit behind a number has.
+        let made_up = piece.len() >= MADE_UP && count(u8::is_ascii_lowercase) > 3 && count(u8::is_ascii_digit) > 0;
+        made_up || piece.starts_with("whsec_")
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -181,6 +200,27 @@ mod tests {
             assert!(!literal.chars().any(misleads), "{literal}");
             let table: toml::Table = format!("x = {literal}").parse().unwrap();
             assert_eq!(table["x"].as_str(), Some(text));
+        }
+    }
+
+    #[test]
+    fn what_may_be_a_secret_is_not_repeated() {
+        for text in [
+            "rn_0123456789abcdef01",
+            "\"https://h/f81d4fae-7dec-11d0-a765-00a0c91e6bf6\"",
+            "whsec_MfKQ",
+            "[1, \"x\", \"c29tZSBzZWNyZXQga2V5MQ==\"]",
+        ] {
+            assert_eq!(repeated(text), MASK, "{text}");
+        }
+        for text in [
+            "\"1m 30s\"",
+            "/etc/assetwatch/api-key",
+            "STUDIO_ACCOUNT_KEY_2024",
+            "18446744073709551615s 1000ms",
+            "[\"pending\"]",
+        ] {
+            assert_eq!(repeated(text), text);
         }
     }
 

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use super::literal::{excerpt, printable};
+use super::literal::{printable, repeated};
 
 /// Where a value came from. Each of these overrides the ones before it.
 #[expect(missing_docs, reason = "each variant's sentence names its fields")]
@@ -44,7 +44,7 @@ pub struct Entry {
 impl Entry {
     /// What to say of this value, in one line that names where it comes from.
     pub(super) fn line(&self, text: &str) -> String {
-        complaint(&self.origin, &self.key, Some(&excerpt(&self.value)), text)
+        complaint(&self.origin, &self.key, Some(&repeated(&self.value)), text)
     }
 }
 

@@ -1,11 +1,12 @@
 //! One table of the configuration while it is read: each key is asked for once, and answered by the flag, the variable,
 //! the file or the default, in this order. What was not asked for is unknown.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use super::document::{Branch, Value};
 use super::kind::{self, Judged};
-use super::literal::{Literal, excerpt, quoted};
+use super::literal::{Literal, excerpt, looks_secret, quoted, repeated};
 use super::reader::{Reader, closest, variable};
 use super::{Entry, KeySource, Origin};
 
@@ -115,9 +116,26 @@ impl<'r, 'a> Section<'r, 'a> {
                 let text = format!("must not be beside `{first}`: a secret has one place");
                 self.reader.blame(&self.full(key), &text);
             }
+            let missing = match &source {
+                Some(KeySource::File(path)) if !path.exists() => path.file_name().and_then(OsStr::to_str),
+                Some(KeySource::Env(name)) if self.reader.environment.get(name).is_none() => Some(name.as_str()),
+                _ => None,
+            };
+            self.refuse_secret(key, missing);
             found = found.or(source.map(|source| (*key, source)));
         }
         found.map(|(_, source)| source)
+    }
+
+    /// Complains of the name of what is not there if it may be the secret itself: it would be shown as a name is.
+    fn refuse_secret(&mut self, key: &str, missing: Option<&str>) {
+        if missing.is_some_and(looks_secret) {
+            let key = self.full(key);
+            self.reader.blame(
+                &key,
+                "must name what holds the secret, and there is nothing of this name; is it the secret itself?",
+            );
+        }
     }
 
     /// Whether a variable or a flag gives this value.
@@ -283,7 +301,7 @@ impl<'r, 'a> Section<'r, 'a> {
             Some((Origin::Env(name), value))
         });
         let (origin, value) = flag.or(variable)?;
-        let written = excerpt(&quoted(&value.to_string_lossy()));
+        let written = repeated(&quoted(&value.to_string_lossy()));
         Some(Found { value: Value::Untyped(value), written, origin })
     }
 

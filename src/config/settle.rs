@@ -9,7 +9,7 @@ use super::document::Branch;
 use super::find::{self, FoundKey};
 use super::hooks;
 use super::kind::{self, DAY, HOUR, MINUTE, SECOND, TENTH};
-use super::literal::{duration, excerpt};
+use super::literal::{duration, excerpt, repeated};
 use super::reader::Reader;
 use super::secret::CREDENTIALS;
 use super::section::{KEY, SECRET, Section, TOKEN};
@@ -226,7 +226,11 @@ fn check_hook(settings: &Settings, hook: &Hook, reader: &mut Reader<'_>) {
     let Subscription { hook: name, accounts, .. } = &hook.subscription;
     let names: Vec<&str> = settings.accounts.iter().map(|account| account.name.as_str()).collect();
     if let Some(unknown) = accounts.iter().find(|account| !names.contains(&account.as_str())) {
-        let text = format!("must name configured accounts ({}); there is no `{unknown}`", excerpt(&names.join(", ")));
+        let text = format!(
+            "must name configured accounts ({}); there is no `{}`",
+            excerpt(&names.join(", ")),
+            repeated(unknown)
+        );
         reader.blame(&format!("hooks.{name}.accounts"), &text);
     }
     if let Target::Command(command) = &hook.target {

@@ -429,3 +429,22 @@ fn what_a_webhook_sends() {
         refused(&[(&format!("{command}{key} = {value}"), &says)]);
     }
 }
+
+#[test]
+fn a_secret_in_the_wrong_place_is_not_repeated() {
+    refused(&[
+        ("grace = 'rn_0123456789abcdefgh'", ":1: grace = ***: must be a duration from 0s to 1h, such as \"1m 30s\""),
+        (
+            "[api]\nkey_file = 'rn_0123456789abcdefgh'",
+            ":2: api.key_file = ***: must name what holds the secret, and there is nothing of this name; is it the secret itself?",
+        ),
+        (
+            "[api]\nkey_env = 'rn_0123456789abcdefgh'",
+            ":2: api.key_env = ***: must name what holds the secret, and there is nothing of this name; is it the secret itself?",
+        ),
+    ]);
+    // What is there is meant, whatever it is called.
+    let machine = Machine::with("[api]\nkey_file = 'rn_0123456789abcdefgh'");
+    machine.write("rn_0123456789abcdefgh", "key");
+    machine.load().unwrap();
+}
