@@ -1,0 +1,50 @@
+//! What a contender costs: CPU time and memory of its whole process group, from `/proc`.
+
+use std::fs;
+
+/// So many ticks a second: what Linux shows to programs on every architecture.
+const TICKS: f64 = 100.0;
+
+#[derive(Default)]
+pub struct Cost {
+    /// Seconds of user and system time, those of children that have ended included.
+    pub cpu: f64,
+    /// Resident at the worst moment seen, in MiB. Pages that several processes share count in each.
+    pub peak: f64,
+}
+
+impl Cost {
+    /// Looks at the group once more. Before its processes end.
+    pub fn sample(&mut self, group: u32) {
+        let (mut ticks, mut resident) = (0, 0);
+        for stat in fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| stat(&entry.path())) {
+            if stat.group == group {
+                ticks += stat.ticks;
+                resident += stat.resident;
+            }
+        }
+        // A moment in which a process has ended and its parent has not noticed yet must not take anything back.
+        self.cpu = self.cpu.max(ticks as f64 / TICKS);
+        self.peak = self.peak.max(resident as f64 / 1_024.0);
+    }
+}
+
+struct Stat {
+    group: u32,
+    ticks: u64,
+    /// In KiB.
+    resident: u64,
+}
+
+/// None for what is no process, or has just ended.
+fn stat(path: &std::path::Path) -> Option<Stat> {
+    let text = fs::read_to_string(path.join("stat")).ok()?;
+    // After the name, which may have spaces: the state is the third field of proc(5), and the first here.
+    let fields: Vec<&str> = text.rsplit_once(") ")?.1.split(' ').collect();
+    let number = |field: usize| fields.get(field - 3)?.parse::<u64>().ok();
+    let ticks = number(14)? + number(15)? + number(16)? + number(17)?;
+    let status = fs::read_to_string(path.join("status")).ok()?;
+    let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or("0 kB");
+    let resident = resident.trim_end_matches("kB").trim().parse().ok()?;
+    Some(Stat { group: number(5)?.try_into().ok()?, ticks, resident })
+}
