@@ -46,7 +46,7 @@ With several outcomes the first in the order 5, 4, 3, 124 wins.";
 
 /// Follows Affogato (RenderNet) assets until they are ready, and tells whoever waits for them.
 #[derive(Debug, Parser)]
-#[command(name = "assetwatch", version, after_help = EXIT_CODES, max_term_width = 100, propagate_version = true)]
+#[command(name = "assetwatch", version = env!("ASSETWATCH_VERSION"), after_help = EXIT_CODES, max_term_width = 100, propagate_version = true)]
 pub struct Cli {
     /// What every command takes.
     #[command(flatten)]
@@ -183,6 +183,9 @@ pub enum Command {
     Man {
         /// The command to print the page of [default: assetwatch itself]
         command: Option<String>,
+        /// Write the pages of all commands into this directory
+        #[arg(long, value_name = "DIRECTORY", conflicts_with = "command")]
+        all_to: Option<PathBuf>,
     },
 }
 

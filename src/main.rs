@@ -1,6 +1,7 @@
 //! Parses, calls one function, turns the result into an exit code.
 
 use std::io::{self, ErrorKind, Write};
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -42,7 +43,7 @@ async fn dispatch(cli: Cli, format: Format) -> anyhow::Result<u8> {
             io::stdout().write_all(&script)?;
             Ok(exit::OK)
         }
-        Command::Man { command } => man(command),
+        Command::Man { command, all_to } => man(command, all_to.as_deref()),
         Command::Config(ConfigCommand::Show) => cli::show_config(&load()?, output),
         Command::Demo(args) => demo::run(args.keep, output, &screen).await,
         Command::Hooks(HooksCommand::Listen(args)) => {
@@ -117,8 +118,12 @@ fn wait_code(waited: &Waited, any: bool) -> u8 {
     }
 }
 
-fn man(command: Option<String>) -> anyhow::Result<u8> {
+fn man(command: Option<String>, all_to: Option<&Path>) -> anyhow::Result<u8> {
     let mut all = cli::command();
+    if let Some(directory) = all_to {
+        clap_mangen::generate_to(all, directory).with_context(|| directory.display().to_string())?;
+        return Ok(exit::OK);
+    }
     all.build();
     let page = match command {
         None => all,

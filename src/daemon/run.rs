@@ -46,7 +46,7 @@ pub async fn run(
     let mut engine = start(&control, &settings, None).await?;
     server.show(&control, &engine);
     let gauges = metrics.map(|metrics| Gauges::start(metrics, &control, &engine));
-    tracing::info!(version = env!("CARGO_PKG_VERSION"), database = %settings.database.display(), "started");
+    tracing::info!(version = env!("ASSETWATCH_VERSION"), database = %settings.database.display(), "started");
     let mut report = Report::of(&control).await;
     systemd::ready(&report.text());
     let mut heartbeat = heartbeat();

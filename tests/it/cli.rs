@@ -335,7 +335,12 @@ async fn completions_manual_and_help_name_every_command() {
         "completions",
         "man",
     ];
+    let pages = place.path("pages");
+    std::fs::create_dir(&pages).unwrap();
+    assert_eq!(run(&place, &["man", "--all-to", pages.to_str().unwrap()]).await.code, 0);
+    assert!(pages.join("assetwatch.1").exists() && pages.join("assetwatch-hooks-test.1").exists());
     for command in commands {
+        assert!(pages.join(format!("assetwatch-{command}.1")).exists(), "{command}");
         assert!(help.contains(&format!("  {command}")), "{command}: {help}");
         assert!(man.contains(command), "{command}");
         assert!(run(&place, &["man", command]).await.out.contains(".TH"), "{command}");
