@@ -250,20 +250,3 @@ async fn check_reads_the_whole_database_beside_a_daemon() {
         checked.out
     );
 }
-
-/// A large database is copied before it is brought up to date, which may take longer than systemd waits for a start.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_daemon_that_opens_its_database_asks_for_time() {
-    let api = Server::api().await;
-    let place = Place::new(&api, "");
-    let socket = tokio::net::UnixDatagram::bind(place.path("notify")).unwrap();
-    let daemon = Daemon::spawn_with(&place, &[("NOTIFY_SOCKET", place.path("notify").to_str().unwrap())]);
-    let mut said = Vec::new();
-    while !said.iter().any(|text: &String| text.contains("READY=1")) {
-        let mut message = vec![0; 4_096];
-        let length = tokio::time::timeout(SOON, socket.recv(&mut message)).await.unwrap().unwrap();
-        said.push(String::from_utf8_lossy(&message[..length]).into_owned());
-    }
-    assert!(said[0].contains("EXTEND_TIMEOUT_USEC=60000000"), "{said:?}");
-    assert!(daemon.stop().await.success());
-}
