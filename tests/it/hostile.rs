@@ -6,6 +6,7 @@ mod callback;
 mod config;
 mod quota;
 mod request;
+mod secrets;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
@@ -112,6 +113,27 @@ proptest! {
     fn what_settles_is_shown_and_settles_to_the_same(damaged in damaged("config")) {
         let directory = tempfile::tempdir().unwrap();
         config::check(directory.path(), &damaged);
+    }
+}
+
+proptest! {
+    #[test]
+    fn a_secret_in_place_of_any_value_is_in_no_error(
+        text in prop::sample::select(vec![&b"whole"[..], b"hooks"]), at in any::<prop::sample::Index>(),
+        secret in "(rn_c4n4ry[a-z0-9]{12,30}|whsec_c4n4ry[A-Za-z0-9+/]{20}==|C4n4ry[a-f0-9]{4}-[a-f0-9]{12})",
+    ) {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/config").join(std::str::from_utf8(text).unwrap());
+        let text = std::fs::read_to_string(file).unwrap();
+        let quotes: Vec<usize> = text.match_indices('"').map(|(at, _)| at).collect();
+        let pairs: Vec<&[usize]> = quotes.chunks_exact(2).collect();
+        let pair = at.get(&pairs);
+        let wrong = format!("{}{secret}{}", &text[..=pair[0]], &text[pair[1]..]);
+        // Nobody takes it for a name.
+        prop_assume!(!text[..pair[0]].ends_with("name = "));
+        let directory = tempfile::tempdir().unwrap();
+        if let Err(error) = config::settle(directory.path(), wrong.as_bytes()) {
+            prop_assert!(!error.to_string().to_lowercase().contains("c4n4ry"), "{}", error);
+        }
     }
 }
 
