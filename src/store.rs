@@ -16,6 +16,7 @@ mod backup;
 mod batches;
 mod blocking;
 mod commit;
+mod damage;
 mod copy;
 mod deliveries;
 mod history;
@@ -69,7 +70,7 @@ pub enum StoreError {
     /// The rows that the statement would have written are not allowed.
     #[error("the database refuses it: {0}")]
     Refused(String),
-    /// Neither of the above: a damaged file or an error of ours.
+    /// Neither of the above: an error of ours.
     #[error("the database failed: {0}")]
     Broken(String),
 }
@@ -162,6 +163,10 @@ struct Shared {
     /// Counts our own commits.
     commits: tokio::sync::watch::Sender<u64>,
     meter: Commits,
+    /// Set when a statement has found the file damaged.
+    damage: tokio::sync::watch::Sender<Option<StoreError>>,
+    /// Opened by a process that may not write to it.
+    read_only: bool,
     blocking: Blocking,
 }
 
@@ -225,8 +230,8 @@ impl Store {
         let shared = Arc::clone(&self.shared);
         let look = move || {
             let mut reader = lock(&shared.reader);
-            let snapshot = reader.transaction()?;
-            look(&snapshot)
+            let looked = reader.transaction().map_err(StoreError::from).and_then(|snapshot| look(&snapshot));
+            shared.noted(looked)
         };
         self.shared.blocking.answer(look).await
     }
@@ -257,6 +262,7 @@ impl From<rusqlite::Error> for StoreError {
             Some(Code::SystemIoFailure | Code::CannotOpen | Code::OutOfMemory | Code::FileLockingProtocolFailed) => {
                 Self::Unavailable(text)
             }
+            Some(Code::DatabaseCorrupt | Code::NotADatabase) => damage::unusable(&text),
             Some(Code::ConstraintViolation) => Self::Refused(text.replace("CHECK constraint failed: ", "")),
             _ => Self::Broken(text),
         }

@@ -42,6 +42,8 @@ pub async fn run(
     // Before what is measured is set up. Without a listener nobody could ask for it.
     let metrics = settings.http.as_ref().map(|_| telemetry::measure(Clock::system().now())).transpose()?;
     let mut control = systemd::starting(super::open(&settings)).await?;
+    control.store.writable()?;
+    let store = control.store.clone();
     let mut server = Server::bind(&settings, metrics.clone()).await?;
     let mut engine = start(&control, &settings, None).await?;
     server.show(&control, &engine);
@@ -100,6 +102,7 @@ pub async fn run(
                 }
                 engine.wake();
             }
+            damaged = store.damaged() => return Err(damaged.into()),
             why = engine.ended() => anyhow::bail!(why),
             () = server.ended() => anyhow::bail!("the HTTP server ended by itself"),
         }

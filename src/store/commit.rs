@@ -88,7 +88,7 @@ fn commit_all(shared: &Shared) {
     let connection = lock(&shared.writer);
     while let Some(batch) = next_batch(shared) {
         let (begun, writes) = (Instant::now(), batch.len());
-        let in_order = commit(&connection, batch);
+        let in_order = commit(shared, &connection, batch);
         shared.commits.send_modify(|commits| *commits = commits.wrapping_add(1));
         shared.meter.committed(writes, begun.elapsed(), in_order);
     }
@@ -106,8 +106,8 @@ fn next_batch(shared: &Shared) -> Option<Vec<Box<dyn Write>>> {
 }
 
 /// Whether it is on the disk.
-fn commit(connection: &Connection, mut batch: Vec<Box<dyn Write>>) -> bool {
-    let committed = transact(connection, &mut batch);
+fn commit(shared: &Shared, connection: &Connection, mut batch: Vec<Box<dyn Write>>) -> bool {
+    let committed = shared.may_write().and_then(|()| shared.noted(transact(connection, &mut batch)));
     if committed.is_err() && !connection.is_autocommit() {
         // The lock must not be kept while the callers wait to try again. What cannot be rolled back now is rolled back
         // by the next transaction.
@@ -169,7 +169,11 @@ fn apart(connection: &Connection, batch: &mut [Box<dyn Write>]) -> Result<(), St
 }
 
 /// SQLite rolls a whole transaction back by itself on some errors (a full disk): then nothing of it is left for anybody.
+/// And where one write has met damage, none of the others is to make it worse.
 fn check_open(connection: &Connection, error: &StoreError) -> Result<(), StoreError> {
+    if matches!(error, StoreError::Unusable { .. }) {
+        return Err(error.clone());
+    }
     if connection.is_autocommit() {
         return Err(StoreError::Unavailable(format!("its transaction was rolled back ({error})")));
     }

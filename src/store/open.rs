@@ -1,6 +1,7 @@
 //! Opening: pragmas, whose file it is, and migrations.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -25,6 +26,9 @@ const MIGRATIONS: &[&str] = &[
 
 /// The version that this program works with.
 pub(super) const SCHEMA: u32 = MIGRATIONS.len() as u32;
+
+/// How a write-ahead log begins: its magic number and its version.
+const LOG_HEAD: [u8; 8] = [0x37, 0x7f, 0x06, 0x82, 0x00, 0x2d, 0xe2, 0x18];
 
 /// How long a statement waits for another program's lock.
 pub(super) const BUSY: Duration = Duration::from_secs(5);
@@ -55,14 +59,17 @@ pub(super) fn open(path: &Path, blocking: Blocking) -> Result<Store, StoreError>
             .map_err(|error| unusable(format!("its directory cannot be created: {error}")))?;
     }
     create(path).map_err(|error| unusable(format!("it cannot be created: {error}")))?;
+    check_log(path).map_err(unusable)?;
     let explain = |error: rusqlite::Error| unusable(explained(&error));
     let writer = connect(path).map_err(explain)?;
     let migrated = migrate(&writer, path).map_err(unusable)?;
+    look_into(&writer).map_err(explain)?;
     // After the migration: a file that is not ours is not changed in any way.
     log_ahead(&writer).map_err(explain)?;
     let install_id =
         writer.query_row("SELECT value FROM meta WHERE key = 'install_id'", [], |row| row.get(0)).map_err(explain)?;
     let reader = connect(path).map_err(explain)?;
+    let read_only = writer.is_readonly(rusqlite::MAIN_DB).map_err(explain)?;
     Ok(Store {
         shared: Arc::new(Shared {
             path: path.to_owned(),
@@ -73,6 +80,8 @@ pub(super) fn open(path: &Path, blocking: Blocking) -> Result<Store, StoreError>
             queue: Mutex::new(commit::Queue::default()),
             commits: tokio::sync::watch::Sender::new(0),
             meter: super::Commits::default(),
+            damage: tokio::sync::watch::Sender::new(None),
+            read_only,
             blocking,
         }),
     })
@@ -86,6 +95,30 @@ fn create(path: &Path) -> std::io::Result<()> {
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
         Err(error) => Err(error),
     }
+}
+
+/// SQLite takes a write-ahead log that it does not know for an empty one and writes over it, and with it over whatever
+/// was committed last.
+fn check_log(path: &Path) -> Result<(), String> {
+    let mut log = path.as_os_str().to_owned();
+    log.push("-wal");
+    let mut head = [0; LOG_HEAD.len()];
+    // What is not there, too short or not readable is for SQLite to judge.
+    let read = File::open(&log).and_then(|mut file| file.read_exact(&mut head));
+    // A power failure may leave a log that has its length already and nothing in it.
+    if read.is_err() || head == [0; LOG_HEAD.len()] {
+        return Ok(());
+    }
+    // The lowest bit is the byte order of the checksums.
+    head[3] &= !1;
+    if head == LOG_HEAD {
+        return Ok(());
+    }
+    Err(format!(
+        "its write-ahead log, {}, is damaged, or another program's; nothing was changed. Restore both from a backup, or \
+         move that file away, with which is lost what was committed last",
+        Path::new(&log).display()
+    ))
 }
 
 pub(super) fn connect(path: &Path) -> Result<Connection, rusqlite::Error> {
@@ -102,6 +135,22 @@ pub(super) fn connect(path: &Path) -> Result<Connection, rusqlite::Error> {
     // Without it a statement is planned anew whenever other values are bound.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     Ok(connection)
+}
+
+/// Looks into each table: what is damaged there is said before anything is written. An index is met when it is used.
+fn look_into(connection: &Connection) -> Result<(), rusqlite::Error> {
+    let mut tables = connection.prepare("SELECT name FROM sqlite_schema WHERE type = 'table'")?;
+    let tables = tables.query_map([], |row| row.get::<_, String>(0))?.collect::<Result<Vec<_>, _>>()?;
+    for table in tables {
+        let table = table.replace('"', "\"\"");
+        let look = connection.prepare(&format!("SELECT 1 FROM \"{table}\" NOT INDEXED LIMIT 1"));
+        match look.and_then(|mut look| look.exists([])) {
+            Err(error) if error.sqlite_error_code() == Some(rusqlite::ErrorCode::DatabaseCorrupt) => return Err(error),
+            // Somebody else's table may need what we do not have.
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// Turns the write-ahead log on. SQLite reads the header first and then wants to write, and who has begun to read does not

@@ -13,6 +13,8 @@ mod commands;
 #[cfg(test)]
 mod dashboard;
 #[cfg(test)]
+mod damaged;
+#[cfg(test)]
 mod flow;
 #[cfg(test)]
 mod guard;

@@ -49,8 +49,9 @@ impl Daemon {
 
     /// Waits until it has logged `text`.
     pub async fn until_logged(&self, text: &str) {
-        let what = format!("the daemon logs {text:?}; it logged {}", self.log());
-        eventually(SOON, &what, async || self.log().contains(text).then_some(())).await;
+        let logged = eventually(SOON, text, async || self.log().contains(text).then_some(()));
+        let logged = tokio::time::timeout(SOON - Duration::from_secs(1), logged).await;
+        assert!(logged.is_ok(), "the daemon does not log {text:?}, but {}", self.log());
     }
 
     /// Its resident memory, in KiB.

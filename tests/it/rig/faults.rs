@@ -83,6 +83,12 @@ impl Tmpfs {
     pub fn path(&self) -> &Path {
         &self.0
     }
+
+    /// Mounts it anew, `ro` or `rw`.
+    pub fn remount(&self, option: &str) {
+        let mounted = Command::new("mount").args(["-o", &format!("remount,{option}")]).arg(&self.0).output().unwrap();
+        assert!(mounted.status.success(), "{}", String::from_utf8_lossy(&mounted.stderr));
+    }
 }
 
 impl Drop for Tmpfs {
