@@ -6,7 +6,7 @@ use crate::backoff;
 use crate::clock::Timestamp;
 use crate::delivery::{Attempt, Delivery, Outcome};
 use crate::event::Fact;
-use crate::pace::{Quota, Sign};
+use crate::pace::{Quota, SetBack, Sign};
 use crate::standing::{LONGEST_HOLD, Standing};
 use crate::watch::{Asset, Reason, Since, State, Streaks, Watch};
 
@@ -145,8 +145,8 @@ pub struct Moment {
     pub lost_ms: i64,
     /// Whether the account answers for other assets.
     pub others_answered: bool,
-    /// What the wall clock was set back by, in milliseconds; see [`crate::pace::Pace::set_back_ms`].
-    pub set_back_ms: i64,
+    /// That the wall clock was set back, if it was.
+    pub set_back: Option<SetBack>,
     /// Whether the account is closed: then a failure is the account's, and none of the asset.
     pub closed: bool,
 }
@@ -155,8 +155,11 @@ impl Moment {
     /// What the clock says has passed, less what was lost meanwhile: also right when the clock was set, in any direction.
     fn since(&self, first: Since) -> Duration {
         let elapsed = self.now.as_millis().saturating_sub(first.at.as_millis());
-        // A base that lies further ahead is another process's, whose account was closed while ours was not.
-        let lost = self.lost_ms.saturating_sub(first.base).max(self.set_back_ms);
+        let lost = self.lost_ms.saturating_sub(first.base);
+        // A base that lies ahead is of before the clock was set back, or another process's, whose account was closed while
+        // ours was not.
+        let set_back = self.set_back.filter(|set_back| set_back.is_after(first.base, elapsed));
+        let lost = lost.max(set_back.map_or(0, |set_back| set_back.ms));
         u64::try_from(elapsed.saturating_sub(lost)).map(Duration::from_millis).unwrap_or_default()
     }
 }

@@ -14,6 +14,7 @@ use std::time::Duration;
 use crate::clock::{Tick, Timestamp};
 
 pub use bucket::Bucket;
+pub use lost::SetBack;
 pub use quota::Quota;
 
 use learned::Learned;
@@ -421,9 +422,9 @@ impl Pace {
         self.lost.at(self.asked_again().map_or(now, |again| again.min(now)))
     }
 
-    /// What the wall clock was set back by since this process looks at it, in milliseconds; not positive.
-    pub fn set_back_ms(&self) -> i64 {
-        self.lost.set_back_ms()
+    /// That the wall clock was set back since this process looks at it.
+    pub fn set_back(&self, now: Tick) -> Option<SetBack> {
+        self.lost.set_back(now)
     }
 
     /// Compares the clocks, and says whether the wall clock was set or the machine slept: nothing of that was an asset's

@@ -43,7 +43,7 @@ fn followed_for(age: Duration) -> Watch {
 }
 
 fn moment() -> Moment {
-    Moment { now: NOW, roll: 0.5, lost_ms: 0, set_back_ms: 0, others_answered: false, closed: false }
+    Moment { now: NOW, roll: 0.5, lost_ms: 0, set_back: None, others_answered: false, closed: false }
 }
 
 fn answered(status: &str) -> Observation {
@@ -187,10 +187,16 @@ fn a_404_has_a_grace_from_the_first_one() {
     // The clock was set forward by a day, or back, and it is still only a second ago.
     for jump in [86_400_000, -86_400_000] {
         let now = Timestamp::from_millis(NOW.as_millis() + jump);
-        let moment = Moment { now, lost_ms: jump, set_back_ms: jump.min(0), ..moment() };
+        let set_back = (jump < 0).then_some(SetBack { ms: jump, ago_ms: 500, sum_ms: jump });
+        let moment = Moment { now, lost_ms: jump, set_back, ..moment() };
         let (after, _) = written(&Watch { missing: since(1), ..watch() }, missing(), &moment);
         assert_eq!((after.state, after.missing), (State::Waiting, since(1)), "{jump}");
     }
+    // Another daemon has noted it, whose account was closed for an hour longer; and ours has seen the clock set back.
+    let noted = Watch { missing: since(1).map(|first| Since { base: 3_600_000, ..first }), ..watch() };
+    let set_back = Some(SetBack { ms: -7_200_000, ago_ms: 4_000_000, sum_ms: 0 });
+    let (after, _) = written(&noted, missing(), &Moment { set_back, ..moment() });
+    assert_eq!((after.state, after.missing), (State::Waiting, noted.missing), "the other one's time is not ours");
     let ahead = Watch { missing: since(-500), ..watch() };
     assert_eq!(written(&ahead, missing(), &moment()).0.missing, since(0), "set back while nobody looked");
 }

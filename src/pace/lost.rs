@@ -4,6 +4,30 @@ use std::time::Duration;
 
 use crate::clock::{Drift, Tick, Timestamp};
 
+/// That the wall clock was set back since this process looks at it; in milliseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SetBack {
+    /// By how much, all told; negative. No sum can have shrunk by more meanwhile.
+    pub ms: i64,
+    /// How long ago it happened last.
+    pub ago_ms: i64,
+    /// The sum right after that.
+    pub sum_ms: i64,
+}
+
+impl SetBack {
+    /// Whether something was noted before it, at which the sum was `base` and since when the wall clock says that
+    /// `elapsed` milliseconds have passed. It is longer ago then than this is; what shows less was noted by another
+    /// process, whose sum is another one.
+    pub fn is_after(&self, base: i64, elapsed: i64) -> bool {
+        let ago = elapsed.saturating_add(base.saturating_sub(self.sum_ms));
+        ago >= self.ago_ms.saturating_sub(SMALLEST)
+    }
+}
+
+/// What is rounded, and what passes before a jump is noticed.
+const SMALLEST: i64 = 2_000;
+
 /// A sum in milliseconds, of which only differences have a meaning.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Lost {
@@ -12,6 +36,8 @@ pub(super) struct Lost {
     since: Option<Tick>,
     /// What the clock was set back by since this process looks at it; not positive.
     set_back_ms: i64,
+    /// When it was set back last, and the sum right after that.
+    set_back: Option<(Tick, i64)>,
     drift: Drift,
 }
 
@@ -43,13 +69,16 @@ impl Lost {
     pub fn keep_time(&mut self, wall: Timestamp, now: Tick) -> bool {
         let jump = self.drift.jump(wall, now);
         self.ms = self.ms.saturating_add(jump);
-        self.set_back_ms = self.set_back_ms.saturating_add(jump.min(0));
+        if jump < 0 {
+            self.set_back_ms = self.set_back_ms.saturating_add(jump);
+            self.set_back = Some((now, self.at(now)));
+        }
         jump != 0
     }
 
-    /// What the clock was set back by, not positive: no sum can have shrunk by more meanwhile.
-    pub fn set_back_ms(&self) -> i64 {
-        self.set_back_ms
+    pub fn set_back(&self, now: Tick) -> Option<SetBack> {
+        let (at, sum_ms) = self.set_back?;
+        Some(SetBack { ms: self.set_back_ms, ago_ms: millis(now.saturating_sub(at)), sum_ms })
     }
 }
 

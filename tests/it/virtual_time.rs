@@ -102,7 +102,7 @@ impl World {
     async fn settle(&self, asset_id: &str, hooks: &[&str]) -> i64 {
         self.add(&[asset_id]).await;
         let (watch, now) = (self.claim(asset_id, "who settles it", MINUTE).await, self.clock.now());
-        let moment = Moment { now, roll: 0.5, lost_ms: 0, set_back_ms: 0, others_answered: false, closed: false };
+        let moment = Moment { now, roll: 0.5, lost_ms: 0, set_back: None, others_answered: false, closed: false };
         let decision = decide::after_poll(&watch, said("active"), &Rules::default(), &moment);
         let (after, facts) = decide::apply(&watch, decision, 0, now);
         let subscriptions: Vec<_> = hooks.iter().map(|hook| subscription(hook)).collect();
