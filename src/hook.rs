@@ -37,7 +37,7 @@ pub struct Hooks {
 }
 
 enum Edge {
-    Webhook(Webhook),
+    Webhook(Box<Webhook>),
     Command(Command),
 }
 
@@ -140,7 +140,7 @@ fn webhook_edge(
         (None, Some(client)) => client.clone(),
         (None, None) => shared.insert(webhook::client(Guard::system(), None)?).clone(),
     };
-    Ok(Edge::Webhook(Webhook {
+    Ok(Edge::Webhook(Box::new(Webhook {
         client,
         url: target.url.clone(),
         timeout: hook.timeout,
@@ -148,7 +148,7 @@ fn webhook_edge(
         headers: headers(&target.headers, env)?,
         proxy: target.proxy.clone(),
         moved: webhook::MOVED,
-    }))
+    })))
 }
 
 /// The headers of the configuration with their values, which may be secrets.

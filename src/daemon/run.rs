@@ -65,14 +65,13 @@ pub async fn run(
                 Signal::Stop => break,
                 Signal::Reload => {
                     systemd::reloading();
-                    let next = reloaded(&control, &settings, &reload, &engine, &mut server).await;
-                    if let Some((new_settings, new_engine)) = next {
+                    if let Some(next) = reloaded(&control, &settings, &reload, &engine, &mut server).await {
+                        let (new_settings, new_engine) = next;
                         let old = std::mem::replace(&mut engine, new_engine);
                         old.drain();
                         beating.shutdown().await;
                         // To reload is not to stop: what is under way has all of its time.
-                        let grace = settings.grace.max(old.longest());
-                        retired.spawn(retire(old, grace, aborted.clone()));
+                        retired.spawn(retire(settings.grace.max(old.longest()), old, aborted.clone()));
                         settings = new_settings;
                         control = super::control(control.store, control.clock, &settings);
                         server.show(&control, &engine);
@@ -97,9 +96,7 @@ pub async fn run(
             Some(_) = beating.join_next() => {}
             Some(_) = retired.join_next() => {
                 // Its last attempts may have been of a hook that is gone.
-                if let Err(error) = adopt_hooks(&control, &settings).await {
-                    tracing::warn!("deliveries of hooks that are gone were not held: {error}");
-                }
+                adopt_hooks(&control, &settings).await;
                 engine.wake();
             }
             damaged = store.damaged() => return Err(damaged.into()),
@@ -112,7 +109,7 @@ pub async fn run(
     // A sign of life that is under way is written before the leases are handed back, and none comes after it.
     beating.shutdown().await;
     retired.spawn(server.stop());
-    retired.spawn(retire(engine, settings.grace, aborted));
+    retired.spawn(retire(settings.grace, engine, aborted));
     abort.send_replace(Some(Instant::now() + settings.grace + LEFT_TO_END));
     all_retired(retired, &abort, &mut signals).await;
     tracing::info!("stopped");
@@ -120,7 +117,7 @@ pub async fn run(
 }
 
 /// Stops an engine. To be stopped is not a failure, and leases that cannot be handed back are none either.
-async fn retire(engine: Engine, grace: Duration, mut abort: watch::Receiver<Option<Instant>>) {
+async fn retire(grace: Duration, engine: Engine, mut abort: watch::Receiver<Option<Instant>>) {
     let aborted = async {
         // The instant may be brought forward while it is waited for. An error means that whoever could abort is gone.
         while abort.wait_for(Option::is_some).await.is_ok() {
@@ -157,15 +154,19 @@ async fn start(control: &Control, settings: &Settings, before: Option<&Engine>) 
     }
     let control = super::control(control.store.clone(), control.clock.clone(), settings);
     let engine = Engine::start(&control, settings, None, before).await?;
-    if let Err(error) = adopt_hooks(&control, settings).await {
-        tracing::warn!("the deliveries of hooks that are new or gone stay as they are for now: {error}");
-    }
+    adopt_hooks(&control, settings).await;
     engine.wake();
     beat(control, engine.owner().to_owned()).await;
     Ok(engine)
 }
 
-async fn adopt_hooks(control: &Control, settings: &Settings) -> Result<(), StoreError> {
+async fn adopt_hooks(control: &Control, settings: &Settings) {
+    if let Err(error) = try_to_adopt_hooks(control, settings).await {
+        tracing::warn!("the deliveries of hooks that are new or gone stay as they are for now: {error}");
+    }
+}
+
+async fn try_to_adopt_hooks(control: &Control, settings: &Settings) -> Result<(), StoreError> {
     let hooks = settings.hooks.iter().map(|hook| hook.subscription.hook.clone()).collect();
     // Another one may have other hooks, and what waits for those is not ours to hold.
     let hold = !control.another_daemon_is_alive().await?;

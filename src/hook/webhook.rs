@@ -182,7 +182,7 @@ impl Webhook {
         let sensitive = self.headers.iter().filter(|(name, value)| value.is_sensitive() && *name != CONTENT_TYPE);
         let values = sensitive.filter_map(|(_, value)| value.to_str().ok());
         let words = values.flat_map(|value| std::iter::once(value).chain(value.split(' '))).map(str::to_owned);
-        let proxy = self.proxy.iter().flat_map(|proxy| told_to(proxy));
+        let proxy = self.proxy.iter().flat_map(told_to);
         let mut secrets: Vec<String> =
             parts.chain(words).chain(proxy).filter(|part| part.len() >= SECRET_LENGTH).collect();
         secrets.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
