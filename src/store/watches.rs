@@ -178,18 +178,27 @@ impl Store {
     }
 }
 
-/// Each of them, in the order of the table's indexes: what stands beside each other there is then written together. In the
-/// order in which an API makes its ids, each of a million is a page of its own, to be read and to be written.
+/// Each of them, written in the order of the table's indexes: what stands beside each other there is then written at once.
+/// In the order in which an API makes its asset ids, each of a million is a page of its own, to be read and to be written.
+/// The rows' ids are in the order in which they were given: so they are polled and listed.
 fn add(connection: &Connection, watches: &[NewWatch], again: bool, now: Timestamp) -> Result<Vec<Added>, StoreError> {
-    let mut in_order: Vec<(usize, &NewWatch)> = watches.iter().enumerate().collect();
+    let last = "SELECT max(coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'watches'), 0),
+                    coalesce((SELECT max(id) FROM watches), 0))";
+    let last: i64 = connection.prepare_cached(last)?.query_row([], |row| row.get(0))?;
+    let mut in_order: Vec<(i64, &NewWatch)> = (last + 1..).zip(watches).collect();
     in_order.sort_by_key(|(_, new)| (&new.account, &new.asset_id));
-    let added = in_order.into_iter().map(|(at, new)| Ok((at, add_one(connection, new, again, now)?)));
+    let added = in_order.into_iter().map(|(id, new)| Ok((id, add_one(connection, (id, new), again, now)?)));
     let mut added = added.collect::<Result<Vec<_>, StoreError>>()?;
-    added.sort_by_key(|(at, _)| *at);
+    added.sort_by_key(|(id, _)| *id);
     Ok(added.into_iter().map(|(_, added)| added).collect())
 }
 
-fn add_one(connection: &Connection, new: &NewWatch, again: bool, now: Timestamp) -> Result<Added, StoreError> {
+fn add_one(
+    connection: &Connection,
+    (id, new): (i64, &NewWatch),
+    again: bool,
+    now: Timestamp,
+) -> Result<Added, StoreError> {
     let sql = format!("SELECT {WATCH} FROM watches WHERE asset_id = ?1 AND account = ?2 ORDER BY id DESC LIMIT 1");
     let mut newest = connection.prepare_cached(&sql)?;
     let known = newest.query_row([&new.asset_id, &new.account], watch).optional()?.map(Box::new);
@@ -199,7 +208,7 @@ fn add_one(connection: &Connection, new: &NewWatch, again: bool, now: Timestamp)
             None => Added::Known(known),
         }),
         Some(known) if known.state == State::Settled && !again => Ok(Added::Known(known)),
-        _ => insert(connection, new, now),
+        _ => insert(connection, id, new, now),
     }
 }
 
@@ -216,11 +225,11 @@ fn changed_column(known: &Watch, new: &NewWatch) -> Option<&'static str> {
     .find_map(|(column, differs)| differs.then_some(column))
 }
 
-fn insert(connection: &Connection, new: &NewWatch, now: Timestamp) -> Result<Added, StoreError> {
+fn insert(connection: &Connection, id: i64, new: &NewWatch, now: Timestamp) -> Result<Added, StoreError> {
     let inserted = connection
         .prepare_cached(
-            "INSERT INTO watches (asset_id, account, patience, metadata, batch, callback_url, created_at, due_at)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?7)",
+            "INSERT INTO watches (asset_id, account, patience, metadata, batch, callback_url, created_at, due_at, id)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?7, ?8)",
         )?
         .execute(params![
             new.asset_id,
@@ -230,12 +239,13 @@ fn insert(connection: &Connection, new: &NewWatch, now: Timestamp) -> Result<Add
             new.batch,
             new.callback_url,
             now.as_millis(),
+            id,
         ]);
     match inserted.map_err(StoreError::from) {
         // Not with RETURNING, which goes by way of a table of its own.
         Ok(_) => {
             let sql = format!("SELECT {WATCH} FROM watches WHERE id = ?1");
-            let row = connection.prepare_cached(&sql)?.query_row([connection.last_insert_rowid()], watch)?;
+            let row = connection.prepare_cached(&sql)?.query_row([id], watch)?;
             Ok(Added::New(Box::new(row)))
         }
         Err(StoreError::Refused(why)) => Ok(Added::Refused(why)),
