@@ -27,6 +27,7 @@ const RECEIVER: Duration = Duration::from_millis(200);
 pub struct Asset {
     pub id: String,
     pub arrives: i64,
+    processing: i64,
     pub ready: i64,
     censored: bool,
 }
@@ -37,8 +38,11 @@ pub fn plan() -> Vec<Asset> {
         .map(|number| {
             let arrives = number * ARRIVALS / ASSETS as i64;
             let takes = TAKES.0 * (TAKES.1 / TAKES.0).powf(random.f64());
+            // It is pending for a tenth to a half of that.
+            let pending = takes * (0.1 + 0.4 * random.f64());
             let censored = random.f64() < 0.1;
-            Asset { id: format!("ast_{number}"), arrives, ready: arrives + takes as i64, censored }
+            let (processing, ready) = (arrives + pending as i64, arrives + takes as i64);
+            Asset { id: format!("ast_{number}"), arrives, processing, ready, censored }
         })
         .collect()
 }
@@ -144,11 +148,11 @@ async fn asset(State(world): State<Arc<World>>, UrlPath(id): UrlPath<String>) ->
         return (StatusCode::INTERNAL_SERVER_ERROR, json, r#"{"err":{"message":"internal"}}"#.to_owned());
     }
     let age = now_millis() - world.started_at;
-    let (what, status) = match age - asset.ready {
-        0.. if asset.censored => ("final", "censored"),
-        0.. => ("final", "active"),
-        -2_000..0 => ("waiting", "processing"),
-        _ => ("waiting", "pending"),
+    let (what, status) = match age {
+        _ if age < asset.processing => ("waiting", "pending"),
+        _ if age < asset.ready => ("waiting", "processing"),
+        _ if asset.censored => ("final", "censored"),
+        _ => ("final", "active"),
     };
     world.note(what, &id);
     let url = if status == "active" { format!(r#""https://cdn.example/{id}""#) } else { "null".to_owned() };

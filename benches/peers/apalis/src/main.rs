@@ -81,8 +81,9 @@ fn config(queue: &str) -> Config {
     Config::default().queue(queue).batch_size(IN_FLIGHT).heartbeat_interval(Duration::from_secs(5))
 }
 
+/// Besides what wakes a worker by itself. More often would be in vain: jobs are due at whole seconds.
 fn often() -> Strategy {
-    Strategy::new().interval(Duration::from_millis(200))
+    Strategy::new().interval(Duration::from_millis(500))
 }
 
 /// Looks once a second for new ids. What was read before, also by another process, has its key already.
