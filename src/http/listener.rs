@@ -145,6 +145,7 @@ impl Bound {
 
     /// Accepts connections, for ever.
     pub(super) async fn accept(&self, router: Router) {
+        let mut troubled = false;
         loop {
             let Ok(permit) = Arc::clone(&self.connections).acquire_owned().await else { return };
             let accepted = match &self.socket {
@@ -158,10 +159,17 @@ impl Bound {
                 }
             };
             match accepted {
-                Ok(connection) => self.keep(connection).await,
+                Ok(connection) => {
+                    if std::mem::take(&mut troubled) {
+                        tracing::info!("connections are accepted again");
+                    }
+                    self.keep(connection).await;
+                }
                 Err(error) if matches!(error.kind(), ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset) => {}
                 Err(error) => {
-                    tracing::warn!("no connection can be accepted: {error}");
+                    if !std::mem::replace(&mut troubled, true) {
+                        tracing::warn!("no connection can be accepted: {error}");
+                    }
                     sleep(NAP).await;
                 }
             }
