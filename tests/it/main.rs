@@ -17,6 +17,8 @@ mod damaged;
 #[cfg(test)]
 mod flow;
 #[cfg(test)]
+mod ground;
+#[cfg(test)]
 mod guard;
 #[cfg(test)]
 mod hostile;
@@ -54,6 +56,8 @@ mod service;
 mod shutdown;
 #[cfg(test)]
 mod store;
+#[cfg(test)]
+mod syscalls;
 #[cfg(test)]
 mod tls;
 #[cfg(test)]

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 pub use browser::{Browser, DOWN, ENTER, ESCAPE, TAB};
 pub use caller::{Caller, answer, served};
-pub use daemon::{Daemon, Run, run, run_with};
+pub use daemon::{Daemon, Run, run, run_through, run_with};
 pub use faults::{Latch, Tmpfs, WriteLock, executable, now};
 pub use ledger::{MARGIN, Tally, all_told, assert_leases_at_most, assert_sound, breaches, ids, tally};
 pub use server::{Reply, Request, Server};

@@ -31,15 +31,24 @@ impl Daemon {
 
     /// Starts one with variables.
     pub fn spawn_with(place: &Place, variables: &[(&str, &str)]) -> Self {
+        Self::spawned(place, command(place).envs(variables.iter().copied()))
+    }
+
+    /// Starts one through another program, which becomes it.
+    pub fn spawn_through(place: &Place, program: &[String]) -> Self {
+        Self::spawned(place, &mut command_through(place, program))
+    }
+
+    fn spawned(place: &Place, command: &mut Command) -> Self {
         let log = place.path(&format!("daemon-{}.log", fastrand::u64(..)));
-        let child = command(place)
-            .args(["run", "-vv"])
-            .envs(variables.iter().copied())
-            .stdout(Stdio::null())
-            .stderr(File::create(&log).unwrap())
-            .spawn()
-            .unwrap();
-        Self { child, log, stopping: false }
+        let command = command.args(["run", "-vv"]).stdout(Stdio::null()).stderr(File::create(&log).unwrap());
+        Self { child: command.spawn().unwrap(), log, stopping: false }
+    }
+
+    /// Whether it has ended, which it may from now on.
+    pub fn has_ended(&mut self) -> bool {
+        self.stopping = true;
+        self.child.try_wait().unwrap().is_some()
     }
 
     /// What it has logged so far.
@@ -99,8 +108,18 @@ impl Drop for Daemon {
 
 /// The binary with this place's configuration and nothing of our environment.
 fn command(place: &Place) -> Command {
-    let mut command = Command::new(binary());
-    command.arg("--config").arg(place.config()).env_clear().env("HOME", place.path("home")).kill_on_drop(true);
+    command_through(place, &[])
+}
+
+/// The same, started by a program and its arguments.
+fn command_through(place: &Place, program: &[String]) -> Command {
+    let mut words = program.iter().map(AsRef::as_ref).chain([binary().as_os_str()]);
+    let mut command = Command::new(words.next().unwrap());
+    command.args(words).arg("--config").arg(place.config()).env_clear().env("HOME", place.path("home"));
+    command.kill_on_drop(true);
+    if let Some(path) = std::env::var_os("PATH").filter(|_| !program.is_empty()) {
+        command.env("PATH", path);
+    }
     command
 }
 
@@ -124,17 +143,19 @@ pub async fn run(place: &Place, args: &[&str]) -> Run {
     run_with(place, args, "", &[]).await
 }
 
+/// Runs it through another program, which becomes it.
+pub async fn run_through(place: &Place, program: &[String], args: &[&str]) -> Run {
+    to_its_end(command_through(place, program).args(args), "").await
+}
+
 /// Runs it with `stdin` and variables.
 pub async fn run_with(place: &Place, args: &[&str], stdin: &str, variables: &[(&str, &str)]) -> Run {
+    to_its_end(command(place).args(args).envs(variables.iter().copied()), stdin).await
+}
+
+async fn to_its_end(command: &mut Command, stdin: &str) -> Run {
     use tokio::io::AsyncWriteExt;
-    let mut child = command(place)
-        .args(args)
-        .envs(variables.iter().copied())
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut input = child.stdin.take().unwrap();
     let stdin = stdin.to_owned();
     // A command that does not read its stdin closes it.
