@@ -185,7 +185,7 @@ fn pages_of_any_size_have_each_watch_once() {
     let runtime = Runtime::new().unwrap();
     runtime.block_on(async {
         let served = request::Served::start().await;
-        let ids: Vec<String> = (0..50).map(|number| format!("ast_{number}")).collect();
+        let ids: Vec<String> = (0..50).map(|number| format!("ast_{number:02}")).collect();
         let added =
             served.ask("POST", "/v1/watches", json!({ "asset_ids": ids }).to_string().as_bytes()).await.unwrap();
         assert_eq!(added.status, 200);
