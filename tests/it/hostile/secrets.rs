@@ -30,7 +30,8 @@ const MISPLACED: [&str; 4] = [
     "accounts.more.key_file = \"c4n4ry-key-0123456789\"",
 ];
 /// What is asked over HTTP, besides the history of each asset.
-const PATHS: [&str; 13] = [
+const PATHS: [&str; 14] = [
+    "/",
     "/metrics",
     "/openapi.json",
     "/healthz",
@@ -304,6 +305,9 @@ impl Scene {
         for args in COMMANDS {
             self.found.run(&self.place, args).await;
         }
+        let backup = self.place.path("backup.db");
+        self.found.run(&self.place, &["backup", backup.to_str().unwrap()]).await;
+        assert!(backup.exists(), "a backup was made");
         for id in MISBEHAVIOURS.iter().chain(&ASSETS) {
             self.found.run(&self.place, &["show", id]).await;
         }
@@ -326,7 +330,7 @@ impl Scene {
     }
 
     fn files(&mut self) {
-        for name in ["assetwatch.db", "assetwatch.db-wal", "assetwatch.db-shm", "log"] {
+        for name in ["assetwatch.db", "assetwatch.db-wal", "assetwatch.db-shm", "backup.db", "log"] {
             self.found.add(name, std::fs::read(self.place.path(name)).unwrap_or_default());
         }
     }
