@@ -246,21 +246,7 @@ impl Run {
                 Ok(())
             }
             Action::Restart(at, down) => {
-                if let Some(daemon) = self.daemons[at].take() {
-                    self.disturb(down + MINUTE);
-                    self.world.lock().deaths += 1;
-                    let (process, died) = (daemon.process, Arc::clone(&self.died));
-                    tokio::select! {
-                        biased;
-                        // It may die while it stops, and the others with it.
-                        () = died.notified() => died.notify_one(),
-                        () = daemon.stop() => {}
-                    }
-                    disk::kill(process);
-                    let again = self.time.now() + down;
-                    self.plan(again, Todo::Start(at));
-                    self.disturb(down + MINUTE);
-                }
+                self.restart(at, down).await;
                 Ok(())
             }
             Action::Crash { daemon, steps, power, down } => {
@@ -301,6 +287,24 @@ impl Run {
                 Ok(())
             }
         }
+    }
+
+    /// Stops a daemon that runs, and starts it again after a while.
+    async fn restart(&mut self, at: usize, down: Duration) {
+        let Some(daemon) = self.daemons[at].take() else { return };
+        self.disturb(down + MINUTE);
+        self.world.lock().deaths += 1;
+        let (process, died) = (daemon.process, Arc::clone(&self.died));
+        tokio::select! {
+            biased;
+            // It may die while it stops, and the others with it.
+            () = died.notified() => died.notify_one(),
+            () = daemon.stop() => {}
+        }
+        disk::kill(process);
+        let again = self.time.now() + down;
+        self.plan(again, Todo::Start(at));
+        self.disturb(down + MINUTE);
     }
 
     /// Something happens to the disk, or to the file.
