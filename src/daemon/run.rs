@@ -42,7 +42,7 @@ pub async fn run(
     // Before what is measured is set up. Without a listener nobody could ask for it.
     let metrics = settings.http.as_ref().map(|_| telemetry::measure(Clock::system().now())).transpose()?;
     let mut control = systemd::starting(super::open(&settings)).await?;
-    control.store.writable()?;
+    control.store.writable().await?;
     let store = control.store.clone();
     let mut server = Server::bind(&settings, metrics.clone()).await?;
     let mut engine = start(&control, &settings, None).await?;

@@ -1,8 +1,11 @@
 //! A file that turns out to be damaged: nothing more is written to it, and whoever runs on it is told.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
-use super::{Shared, Store, StoreError};
+use rusqlite::ErrorCode;
+
+use super::{Shared, Store, StoreError, lock};
 
 impl Store {
     /// Waits until a statement has found the file damaged. From then on every write is refused.
@@ -18,16 +21,25 @@ impl Store {
         }
     }
 
-    /// Says whether the file was open to us for reading only, which stays so until it is opened again.
+    /// Says whether it was opened for reading only, the file itself or its write-ahead log, which somebody else may have
+    /// created: SQLite then keeps it so until it is opened again, whatever its mode has become. A lock or a full disk is
+    /// none of its business, for those pass.
     ///
     /// # Errors
     /// [`StoreError::Unusable`] when it was.
-    pub fn writable(&self) -> Result<(), StoreError> {
-        if !self.shared.read_only {
-            return Ok(());
-        }
-        let why = "it may only be read; look at the owner and mode of the file and its directory".into();
-        Err(StoreError::Unusable { path: self.shared.path.clone(), why })
+    pub async fn writable(&self) -> Result<(), StoreError> {
+        let shared = Arc::clone(&self.shared);
+        let answer = self.shared.blocking.answer(move || {
+            let begun = lock(&shared.writer).execute_batch("BEGIN IMMEDIATE; ROLLBACK");
+            let refused = begun.err().and_then(|error| error.sqlite_error_code()) == Some(ErrorCode::ReadOnly);
+            if !shared.read_only && !refused {
+                return Ok(());
+            }
+            let why = "it may only be read; look at the owner and mode of the file, of its directory, and of what stands \
+                       beside it with `-wal` or `-shm` at the end";
+            Err(StoreError::Unusable { path: shared.path.clone(), why: why.into() })
+        });
+        answer.await
     }
 }
 

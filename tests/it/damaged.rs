@@ -16,6 +16,9 @@ async fn filled(api: &Server) -> Place {
     let place = Place::new(api, "");
     let ids: String = (0..ASSETS).map(|number| format!("active_{number}\n")).collect();
     assert_eq!(run_with(&place, &["add", "-"], &ids, &[]).await.code, 0);
+    // A command leaves its log to whoever comes next when it ends before its connections do.
+    let left: i64 = place.ask("PRAGMA wal_checkpoint(TRUNCATE)").unwrap();
+    assert_eq!(left, 0, "all of it is in the one file");
     place
 }
 
@@ -156,6 +159,12 @@ async fn a_file_that_may_only_be_read_is_said_and_can_be_listed() {
         assert!(code == 0 || said.contains("look at") && said.contains("owner and mode"), "{verb:?}: {said}");
     }
     assert!(std::fs::read(&database).unwrap() == before, "the file was changed");
+    // Another user's command has left a log that this one may not write to.
+    std::fs::set_permissions(&database, std::fs::Permissions::from_mode(0o644)).unwrap();
+    std::fs::write(directory.join("assetwatch.db-wal"), "").unwrap();
+    let Output { status, stderr, .. } = as_nobody(&program, &directory, &["run"]);
+    let said = String::from_utf8_lossy(&stderr).into_owned();
+    assert!(status.code() == Some(1) && said.contains("`-wal`"), "{status:?} {said}");
 }
 
 /// A mount that only reads: everything is refused, nothing changes; writable again, all goes on.
