@@ -112,6 +112,8 @@ impl World {
         let now = self.time.now();
         let disturbed = match said {
             Said::Status { .. } | Said::Missing | Said::Rejected => None,
+            // The probe of a paused account, too.
+            Said::Unavailable(_) if self.calm.accounts[account] > now => Some(17 * MINUTE),
             Said::Unavailable(_) => Some(2 * MINUTE),
             // From now on it may be polled more slowly.
             Said::Throttled(_) => Some(1_000 * HOUR),

@@ -108,6 +108,7 @@ impl Run {
         for (at, action) in &script.actions {
             run.plan(*at, Todo::Do(action.clone()));
         }
+        run.plan(script.length, Todo::Calm);
         for daemon in 0..script.daemons {
             run.plan(Duration::ZERO, Todo::Start(daemon));
         }
@@ -261,6 +262,7 @@ impl Run {
                 let mut world = self.world.lock();
                 world.set_at = self.time.now();
                 world.set_unseen |= self.daemons.iter().flatten().count() < self.script.daemons;
+                world.set_unseen |= by < 0 && self.script.daemons > 1;
                 drop(world);
                 // Leases and due instants lie so much further ahead then.
                 let ahead = Duration::from_millis(u64::try_from(-by).unwrap_or(0));

@@ -48,7 +48,8 @@ pub struct World {
     pub retried: bool,
     /// For how long each piece of work waits for the disk.
     pub slow_disk: Duration,
-    /// The wall clock was set while no daemon ran, which none can tell from time.
+    /// The wall clock was set while not all daemons ran, who cannot tell that from time; or it was set back while there
+    /// are two, whose sums of lost time are not the same.
     pub set_unseen: bool,
     /// When the wall clock was set last.
     pub set_at: Duration,
