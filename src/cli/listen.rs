@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use anyhow::Context;
 use axum::Router;
-use axum::body::{Body, to_bytes};
+use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, Method, StatusCode};
+use futures_util::StreamExt;
 use serde::Serialize;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
@@ -23,6 +24,8 @@ use crate::hook::Signer;
 
 /// No event is larger (`spec/hooks.md`: under 20 kB; a `body` of a hook's own may be more).
 const LARGEST: usize = 64 * 1_024;
+/// So much of a larger one is read all the same, in bytes.
+const READ_ON: usize = 16 * LARGEST;
 /// So old or so new may a signature be: the tolerance of Standard Webhooks' libraries.
 const TOLERANCE: Duration = Duration::from_secs(5 * 60);
 /// For a whole body.
@@ -171,9 +174,9 @@ async fn receive(State(receiver): State<Arc<Receiver>>, request: Request<Body>) 
     if head.method != Method::POST {
         return StatusCode::METHOD_NOT_ALLOWED;
     }
-    let arrival = match timeout(PATIENCE, to_bytes(body, LARGEST)).await {
-        Ok(Ok(body)) => receiver.judge(&head.headers, &body),
-        Ok(Err(_)) => {
+    let arrival = match timeout(PATIENCE, read(body)).await {
+        Ok(Some(body)) => receiver.judge(&head.headers, &body),
+        Ok(None) => {
             let problem = "its body is larger than 64 KiB, or broke off";
             receiver.arrival(&head.headers, &[], Some(problem), StatusCode::PAYLOAD_TOO_LARGE)
         }
@@ -185,6 +188,23 @@ async fn receive(State(receiver): State<Arc<Receiver>>, request: Request<Body>) 
         // It was not printed, so the sender keeps it.
         Err(_) => StatusCode::SERVICE_UNAVAILABLE,
     }
+}
+
+/// A whole body, unless it is too large or breaks off. Of one that is too large more is read than is kept: a sender whose
+/// connection is closed while it still sends may not get to see the answer.
+async fn read(body: Body) -> Option<Vec<u8>> {
+    let (mut stream, mut kept, mut length) = (body.into_data_stream(), Vec::new(), 0);
+    while let Some(part) = stream.next().await {
+        let part = part.ok()?;
+        length += part.len();
+        if length > READ_ON {
+            return None;
+        }
+        if length <= LARGEST {
+            kept.extend_from_slice(&part);
+        }
+    }
+    (length <= LARGEST).then_some(kept)
 }
 
 impl Receiver {
