@@ -11,7 +11,6 @@ mod api;
 mod contender;
 mod processes;
 #[path = "../rig/mod.rs"]
-#[allow(dead_code, reason = "each benchmark uses its part")]
 mod rig;
 
 use std::collections::HashMap;
