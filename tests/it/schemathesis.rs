@@ -16,21 +16,28 @@ async fn the_api_is_what_its_description_says() {
     }
     let api = Server::api().await;
     let (place, daemon, caller) = served(&api, "").await;
-    let tested = Command::new("python3")
-        .env("PYTHONPATH", &packages)
-        .current_dir(place.path("."))
-        .args(["-c", RUN, "--config-file"])
-        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/schemathesis.toml"))
-        .args(["run", &format!("{}/openapi.json", caller.base), "--no-color", "--continue-on-failure"])
-        .args(["--max-examples", "12", "--generation-database", "none"])
-        .args(["--request-timeout", "60"])
-        .kill_on_drop(true)
-        .output()
-        .await
-        .unwrap();
-    let said = String::from_utf8_lossy(&tested.stdout);
-    assert!(tested.status.success(), "{said}\n{}", String::from_utf8_lossy(&tested.stderr));
-    assert!(said.contains("Selected: 16/16"), "{said}");
+    let test = async |more: &[&str]| {
+        let tested = Command::new("python3")
+            .env("PYTHONPATH", &packages)
+            .current_dir(place.path("."))
+            .args(["-c", RUN, "--config-file"])
+            .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/schemathesis.toml"))
+            .args(["run", &format!("{}/openapi.json", caller.base), "--no-color", "--continue-on-failure"])
+            .args(["--generation-database", "none"])
+            .args(more)
+            .kill_on_drop(true)
+            .output()
+            .await
+            .unwrap();
+        let said = String::from_utf8_lossy(&tested.stdout).into_owned();
+        assert!(tested.status.success(), "{said}\n{}", String::from_utf8_lossy(&tested.stderr));
+        said
+    };
+    let said = test(&["--exclude-path-regex", "stream$", "--max-examples", "12", "--request-timeout", "60"]).await;
+    assert!(said.contains("Tested: 15"), "all operations but the streams: {said}");
+    // A stream has no end, so each of its cases lasts as long as is allowed.
+    let said = test(&["--include-path-regex", "stream$", "--phases", "coverage", "--request-timeout", "2"]).await;
+    assert!(said.contains("Tested: 2"), "the streams: {said}");
     assert!(!daemon.log().contains("panicked"), "{}", daemon.log());
     assert!(daemon.stop().await.success());
 }
