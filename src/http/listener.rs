@@ -16,7 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::config::Listen;
 
@@ -30,6 +30,8 @@ const HEAD_TIME: Duration = Duration::from_secs(15);
 const LONGEST_HEAD: usize = 64 * 1024;
 /// Between two tries to accept when the system has no descriptors left.
 const NAP: Duration = Duration::from_secs(1);
+/// After so long without such a failure it is over. One that gets a descriptor now and then has not enough of them.
+const QUIET: Duration = Duration::from_secs(3);
 
 /// Why the server cannot listen.
 #[derive(Debug, thiserror::Error)]
@@ -145,7 +147,7 @@ impl Bound {
 
     /// Accepts connections, for ever.
     pub(super) async fn accept(&self, router: Router) {
-        let mut troubled = false;
+        let mut troubled: Option<Instant> = None;
         loop {
             let Ok(permit) = Arc::clone(&self.connections).acquire_owned().await else { return };
             let accepted = match &self.socket {
@@ -160,14 +162,14 @@ impl Bound {
             };
             match accepted {
                 Ok(connection) => {
-                    if std::mem::take(&mut troubled) {
+                    if troubled.take_if(|failed| failed.elapsed() >= QUIET).is_some() {
                         tracing::info!("connections are accepted again");
                     }
                     self.keep(connection).await;
                 }
                 Err(error) if matches!(error.kind(), ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset) => {}
                 Err(error) => {
-                    if !std::mem::replace(&mut troubled, true) {
+                    if troubled.replace(Instant::now()).is_none() {
                         tracing::warn!("no connection can be accepted: {error}");
                     }
                     sleep(NAP).await;

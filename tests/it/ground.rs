@@ -6,6 +6,7 @@ use std::time::Duration;
 use reqwest::Method;
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use serde_json::json;
+use tokio::io::AsyncWriteExt;
 
 use crate::rig::{
     Caller, Daemon, Latch, Place, Reply, SOON, Server, Tally, Tmpfs, WriteLock, all_told, answer, assert_sound,
@@ -155,14 +156,20 @@ async fn no_more_descriptors_is_said_and_over_when_connections_are_closed() {
     let idle = descriptors(daemon.pid());
     let mut held = Vec::new();
     for _ in 0..40 {
-        held.push(tokio::net::TcpStream::connect(&address).await.unwrap());
+        let mut stream = tokio::net::TcpStream::connect(&address).await.unwrap();
+        let request = format!("GET /v1/overview/stream HTTP/1.1\r\nHost: {address}\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        held.push(stream);
     }
     eventually(SOON, "the connections are accepted", async || (descriptors(daemon.pid()) >= idle + 40).then_some(()))
         .await;
     let full = descriptors(daemon.pid());
     let before =
         prlimit(Some(daemon.pid()), Resource::Nofile, Rlimit { current: Some(full), maximum: Some(full) }).unwrap();
-    held.push(tokio::net::TcpStream::connect(&address).await.unwrap());
+    // More than one, so that they take whatever was open for a moment only.
+    for _ in 0..10 {
+        held.push(tokio::net::TcpStream::connect(&address).await.unwrap());
+    }
     daemon.until_logged("no connection can be accepted").await;
     for id in ["active_1", "active_2", "active_3"] {
         place.database().execute("INSERT INTO watches (asset_id) VALUES (?1)", [id]).unwrap();
@@ -175,7 +182,11 @@ async fn no_more_descriptors_is_said_and_over_when_connections_are_closed() {
     all_told(&place, SOON, || ()).await;
     assert_sound(&place);
     assert_eq!(caller.get("/v1/watches/active_1").await.body["state"], "settled");
-    daemon.until_logged("connections are accepted again").await;
+    eventually(SOON, "connections are accepted again", async || {
+        drop(tokio::net::TcpStream::connect(&address).await.unwrap());
+        daemon.log().contains("connections are accepted again").then_some(())
+    })
+    .await;
     let said = daemon.log().matches("no connection can be accepted").count();
     assert_eq!(said, 1, "said once: {}", daemon.log());
     let Tally { lost, unexpected, .. } = tally(&place, "cms", &ids(&receiver));
