@@ -192,10 +192,14 @@ impl World {
         }
     }
 
-    /// The end of patience cuts the last wait short.
+    /// The end of patience cuts the last wait short, by the wall clock or, where that was set, by the other one.
     fn is_last_poll(&self, account: usize, row: &WatchRow) -> bool {
-        let patience = row.patience.unwrap_or(self.script.accounts[account].patience.as_millis() as i64);
-        row.first_polled_at.is_some_and(|first| self.time.wall() - first >= patience - 2_000)
+        let patience = row.patience.unwrap_or(self.script.accounts[account].patience.as_millis() as i64) - 2_000;
+        let Some(first) = row.first_polled_at else { return false };
+        let answers = self.answers.get(&(account, row.asset.clone())).into_iter().flatten();
+        let began = answers.filter(|answer| answer.wall == first).map(|answer| answer.at).next();
+        let followed = began.map_or(0, |began| (self.time.now() - began).as_millis() as i64);
+        followed.max(self.time.wall() - first) >= patience
     }
 
     /// Each poll has a lease of its own, comes after a pause, and is the only one while its lease holds.
@@ -226,7 +230,10 @@ impl World {
                 && !self.slow()
                 && self.calm.of_account(account) < before.at
             {
-                self.fail("due", format_args!("watch {watch} is polled again at once, though its asset still waits"));
+                self.fail(
+                    "due",
+                    format_args!("watch {watch} is polled again at once, though its asset still waits: {row:?}"),
+                );
             }
         }
         let polls = row.polls;

@@ -26,6 +26,8 @@ struct Pace {
     /// It was asked to be left alone until then, and when.
     hold: (Duration, Duration),
     refused: Option<Refused>,
+    /// After an outage it begins slowly, and each answer makes it faster: so many at most until it is as fast as before.
+    recovering: u32,
 }
 
 /// The key is refused, or the account unpaid: since when, and how many probes have confirmed it.
@@ -47,6 +49,7 @@ impl Paces {
             in_flight: 0,
             hold: Default::default(),
             refused: None,
+            recovering: 0,
         });
         pace.present = rate;
         if rate > pace.rate {
@@ -71,7 +74,7 @@ impl World {
         pace.in_flight += 1;
         let (tokens, rate, in_flight, hold, refused) =
             (pace.tokens, pace.rate, pace.in_flight, pace.hold, pace.refused);
-        if tokens < 1.0 || in_flight >= most || pace.present < rate {
+        if tokens < 1.0 || in_flight >= most || pace.present < rate || pace.recovering > 0 {
             // What is due has to wait for its turn.
             let turn = Duration::from_secs_f64(1.0 / pace.present);
             self.calm.disturb_account(account, now + turn.max(SECOND));
@@ -123,6 +126,11 @@ impl World {
             self.calm.disturb_account(account, now + disturbed);
         }
         let Some(pace) = self.paces.0.get_mut(&(process, account)) else { return };
+        pace.recovering = match said {
+            Said::Unavailable(_) => pace.rate.ceil() as u32,
+            Said::Status { .. } | Said::Missing | Said::Rejected => pace.recovering.saturating_sub(1),
+            _ => pace.recovering,
+        };
         let unpaid = *said == Said::Unpaid;
         match said {
             Said::Throttled(wait) => {
