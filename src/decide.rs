@@ -6,7 +6,7 @@ use crate::backoff;
 use crate::clock::Timestamp;
 use crate::delivery::{Attempt, Delivery, Outcome};
 use crate::event::Fact;
-use crate::pace::{Quota, SetBack, Sign};
+use crate::pace::{Jumps, Quota, Sign};
 use crate::standing::{LONGEST_HOLD, Standing};
 use crate::watch::{Asset, Reason, Since, State, Streaks, Watch};
 
@@ -135,7 +135,7 @@ impl Rules {
 }
 
 /// What a decision takes besides the watch and the answer.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Moment {
     /// Wall time.
     pub now: Timestamp,
@@ -145,8 +145,8 @@ pub struct Moment {
     pub lost_ms: i64,
     /// Whether the account answers for other assets.
     pub others_answered: bool,
-    /// That the wall clock was set back, if it was.
-    pub set_back: Option<SetBack>,
+    /// How the wall clock was set.
+    pub jumps: Jumps,
     /// Whether the account is closed: then a failure is the account's, and none of the asset.
     pub closed: bool,
 }
@@ -156,10 +156,7 @@ impl Moment {
     fn since(&self, first: Since) -> Duration {
         let elapsed = self.now.as_millis().saturating_sub(first.at.as_millis());
         let lost = self.lost_ms.saturating_sub(first.base);
-        // A base that lies ahead is of before the clock was set back, or another process's, whose account was closed while
-        // ours was not.
-        let set_back = self.set_back.filter(|set_back| set_back.is_after(first.base, elapsed));
-        let lost = lost.max(set_back.map_or(0, |set_back| set_back.ms));
+        let lost = lost.max(self.jumps.least(first.at, first.base, elapsed));
         u64::try_from(elapsed.saturating_sub(lost)).map(Duration::from_millis).unwrap_or_default()
     }
 }

@@ -14,7 +14,7 @@ use std::time::Duration;
 use crate::clock::{Tick, Timestamp};
 
 pub use bucket::Bucket;
-pub use lost::SetBack;
+pub use lost::{Jumps, SetAhead, SetBack};
 pub use quota::Quota;
 
 use learned::Learned;
@@ -422,9 +422,9 @@ impl Pace {
         self.lost.at(self.asked_again().map_or(now, |again| again.min(now)))
     }
 
-    /// That the wall clock was set back since this process looks at it.
-    pub fn set_back(&self, now: Tick) -> Option<SetBack> {
-        self.lost.set_back(now)
+    /// How the wall clock was set since this process looks at it.
+    pub fn jumps(&self, now: Tick) -> Jumps {
+        self.lost.jumps(now)
     }
 
     /// Compares the clocks, and says whether the wall clock was set or the machine slept: nothing of that was an asset's

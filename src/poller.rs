@@ -101,8 +101,8 @@ impl InFlight<'_> {
         pace.heard(&polled.quota, tick);
         let others_answered = pace.answered_another(self.watch);
         let turn = pace.ended(self.watch, decide::sign(&polled.observation, others_answered), alone, tick);
-        let (lost_ms, set_back, closed) = (pace.lost_ms(tick), pace.set_back(tick), pace.closure().is_some());
-        Ended { moment: Moment { now, roll, lost_ms, set_back, others_answered, closed }, turn }
+        let (lost_ms, jumps, closed) = (pace.lost_ms(tick), pace.jumps(tick), pace.closure().is_some());
+        Ended { moment: Moment { now, roll, lost_ms, jumps, others_answered, closed }, turn }
     }
 }
 

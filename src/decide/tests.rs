@@ -1,6 +1,7 @@
 //! The table of answers, row by row; `tests/it/answers.rs` sends the same rows over a socket.
 
 use super::*;
+use crate::pace::{SetAhead, SetBack};
 
 const NOW: Timestamp = Timestamp::from_millis(1_790_000_000_000);
 const SECOND: Duration = Duration::from_secs(1);
@@ -43,7 +44,7 @@ fn followed_for(age: Duration) -> Watch {
 }
 
 fn moment() -> Moment {
-    Moment { now: NOW, roll: 0.5, lost_ms: 0, set_back: None, others_answered: false, closed: false }
+    Moment { now: NOW, roll: 0.5, lost_ms: 0, jumps: Jumps::default(), others_answered: false, closed: false }
 }
 
 fn answered(status: &str) -> Observation {
@@ -187,16 +188,23 @@ fn a_404_has_a_grace_from_the_first_one() {
     // The clock was set forward by a day, or back, and it is still only a second ago.
     for jump in [86_400_000, -86_400_000] {
         let now = Timestamp::from_millis(NOW.as_millis() + jump);
-        let set_back = (jump < 0).then_some(SetBack { ms: jump, ago_ms: 500, sum_ms: jump });
-        let moment = Moment { now, lost_ms: jump, set_back, ..moment() };
+        let back = (jump < 0).then_some(SetBack { ms: jump, ago_ms: 500, sum_ms: jump });
+        let moment = Moment { now, lost_ms: jump, jumps: Jumps { back, ahead: Vec::new() }, ..moment() };
         let (after, _) = written(&Watch { missing: since(1), ..watch() }, missing(), &moment);
         assert_eq!((after.state, after.missing), (State::Waiting, since(1)), "{jump}");
     }
     // Another daemon has noted it, whose account was closed for an hour longer; and ours has seen the clock set back.
     let noted = Watch { missing: since(1).map(|first| Since { base: 3_600_000, ..first }), ..watch() };
-    let set_back = Some(SetBack { ms: -7_200_000, ago_ms: 4_000_000, sum_ms: 0 });
-    let (after, _) = written(&noted, missing(), &Moment { set_back, ..moment() });
+    let back = Some(SetBack { ms: -7_200_000, ago_ms: 4_000_000, sum_ms: 0 });
+    let jumps = Jumps { back, ahead: Vec::new() };
+    let (after, _) = written(&noted, missing(), &Moment { jumps, ..moment() });
     assert_eq!((after.state, after.missing), (State::Waiting, noted.missing), "the other one's time is not ours");
+    // Or ours has seen the clock set forward by a day a moment ago, an hour less of which the sums seem to say.
+    let now = Timestamp::from_millis(NOW.as_millis() + 86_400_000);
+    let ahead = vec![SetAhead { from: NOW, ms: 86_400_000 }];
+    let moment_ahead = Moment { now, lost_ms: 86_400_000, jumps: Jumps { back: None, ahead }, ..moment() };
+    let (after, _) = written(&noted, missing(), &moment_ahead);
+    assert_eq!((after.state, after.missing), (State::Waiting, noted.missing), "a day that nobody has waited");
     let ahead = Watch { missing: since(-500), ..watch() };
     assert_eq!(written(&ahead, missing(), &moment()).0.missing, since(0), "set back while nobody looked");
 }

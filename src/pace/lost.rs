@@ -4,10 +4,28 @@ use std::time::Duration;
 
 use crate::clock::{Drift, Tick, Timestamp};
 
+/// How the wall clock was set since this process looks at it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Jumps {
+    /// That it was set back, if it was.
+    pub back: Option<SetBack>,
+    /// How it was set forward, since it was set back last.
+    pub ahead: Vec<SetAhead>,
+}
+
+/// That the wall clock was set forward, or the machine slept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SetAhead {
+    /// What it would have shown then, and showed before.
+    pub from: Timestamp,
+    /// By so many milliseconds.
+    pub ms: i64,
+}
+
 /// That the wall clock was set back since this process looks at it; in milliseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SetBack {
-    /// By how much, all told; negative. No sum can have shrunk by more meanwhile.
+    /// By how much, all told; negative.
     pub ms: i64,
     /// How long ago it happened last.
     pub ago_ms: i64,
@@ -15,11 +33,20 @@ pub struct SetBack {
     pub sum_ms: i64,
 }
 
+impl Jumps {
+    /// No sum of lost time has changed by less since something was noted at `at`, at which the sum was `base`, and since
+    /// when the wall clock says that `elapsed` milliseconds have passed. It matters where another process noted it, whose
+    /// account was closed while ours was not.
+    pub fn least(&self, at: Timestamp, base: i64, elapsed: i64) -> i64 {
+        let back = self.back.filter(|back| back.is_after(base, elapsed)).map_or(0, |back| back.ms);
+        self.ahead.iter().filter(|ahead| at <= ahead.from).fold(back, |sum, ahead| sum.saturating_add(ahead.ms))
+    }
+}
+
 impl SetBack {
-    /// Whether something was noted before it, at which the sum was `base` and since when the wall clock says that
-    /// `elapsed` milliseconds have passed. It is longer ago then than this is; what shows less was noted by another
+    /// Whether something was noted before it. It is longer ago then than this is; what shows less was noted by another
     /// process, whose sum is another one.
-    pub fn is_after(&self, base: i64, elapsed: i64) -> bool {
+    fn is_after(&self, base: i64, elapsed: i64) -> bool {
         let ago = elapsed.saturating_add(base.saturating_sub(self.sum_ms));
         ago >= self.ago_ms.saturating_sub(SMALLEST)
     }
@@ -27,6 +54,8 @@ impl SetBack {
 
 /// What is rounded, and what passes before a jump is noticed.
 const SMALLEST: i64 = 2_000;
+/// So many jumps ahead are remembered one by one.
+const MOST_AHEAD: usize = 64;
 
 /// A sum in milliseconds, of which only differences have a meaning.
 #[derive(Clone, Debug, Default)]
@@ -38,6 +67,8 @@ pub(super) struct Lost {
     set_back_ms: i64,
     /// When it was set back last, and the sum right after that.
     set_back: Option<(Tick, i64)>,
+    /// How it was set forward since then.
+    ahead: Vec<SetAhead>,
     drift: Drift,
 }
 
@@ -72,13 +103,21 @@ impl Lost {
         if jump < 0 {
             self.set_back_ms = self.set_back_ms.saturating_add(jump);
             self.set_back = Some((now, self.at(now)));
+            // What it shows now it has shown before, so it does not tell any more what came before what.
+            self.ahead.clear();
+        }
+        if jump > 0 {
+            let dropped = self.ahead.len().saturating_sub(MOST_AHEAD - 1);
+            self.ahead.drain(..dropped);
+            let from = Timestamp::from_millis(wall.as_millis().saturating_sub(jump));
+            self.ahead.push(SetAhead { from, ms: jump });
         }
         jump != 0
     }
 
-    pub fn set_back(&self, now: Tick) -> Option<SetBack> {
-        let (at, sum_ms) = self.set_back?;
-        Some(SetBack { ms: self.set_back_ms, ago_ms: millis(now.saturating_sub(at)), sum_ms })
+    pub fn jumps(&self, now: Tick) -> Jumps {
+        let set_back = |(at, sum_ms)| SetBack { ms: self.set_back_ms, ago_ms: millis(now.saturating_sub(at)), sum_ms };
+        Jumps { back: self.set_back.map(set_back), ahead: self.ahead.clone() }
     }
 }
 

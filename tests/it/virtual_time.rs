@@ -19,7 +19,7 @@ use assetwatch::decide::{self, Moment, Observation, Polled, Rules};
 use assetwatch::delivery::{Attempt, Outcome};
 use assetwatch::event::{Event, Subscription, Telling, Topic};
 use assetwatch::meter::{Attempts, CALLBACKS, Polls};
-use assetwatch::pace::{Limits, Pace};
+use assetwatch::pace::{Jumps, Limits, Pace};
 use assetwatch::poller::{Account, Poller};
 use assetwatch::pump::{self, Gate, Lanes, Live, Phase, Pulse, Stop, Wake, Work};
 use assetwatch::relay::{HookLane, Perform, Relay, Slots};
@@ -102,7 +102,8 @@ impl World {
     async fn settle(&self, asset_id: &str, hooks: &[&str]) -> i64 {
         self.add(&[asset_id]).await;
         let (watch, now) = (self.claim(asset_id, "who settles it", MINUTE).await, self.clock.now());
-        let moment = Moment { now, roll: 0.5, lost_ms: 0, set_back: None, others_answered: false, closed: false };
+        let jumps = Jumps::default();
+        let moment = Moment { now, roll: 0.5, lost_ms: 0, jumps, others_answered: false, closed: false };
         let decision = decide::after_poll(&watch, said("active"), &Rules::default(), &moment);
         let (after, facts) = decide::apply(&watch, decision, 0, now);
         let subscriptions: Vec<_> = hooks.iter().map(|hook| subscription(hook)).collect();

@@ -168,7 +168,9 @@ impl World {
         }
         let due = row.due_at.unwrap_or_default();
         let horizon = wall + 66_000 + 60_000;
-        if due > wall && due <= horizon && self.set_at + SECOND < now {
+        // What was claimed and not recorded is due again when its lease has run out.
+        let taken_over = self.latest.get(&row.id).is_some_and(|before| before.polls == row.polls);
+        if due > wall && due <= horizon && self.set_at + SECOND < now && !taken_over {
             self.fail("due", format_args!("watch {} is polled {} ms before it is due", row.id, due - wall));
         }
         self.check_lateness(account, row.id, due);

@@ -172,6 +172,7 @@ impl Run {
             let mut world = self.world.lock();
             world.deaths += 1;
             world.note(format_args!("daemon {at} has died"));
+            world.forget_jump();
             // What it had leased is due again when the leases have run out.
             world.calm.disturb(again + MINUTE);
             drop(world);
@@ -296,6 +297,7 @@ impl Run {
         let Some(daemon) = self.daemons[at].take() else { return };
         self.disturb(down + MINUTE);
         self.world.lock().deaths += 1;
+        self.world.lock().forget_jump();
         let (process, died) = (daemon.process, Arc::clone(&self.died));
         tokio::select! {
             biased;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 
 use crate::audit::Audit;
-use crate::clock::{Draw, Time};
+use crate::clock::{Draw, MINUTE, Time};
 use crate::disk::Process;
 use crate::pace::Paces;
 use crate::receivers::Receipts;
@@ -48,8 +48,8 @@ pub struct World {
     pub retried: bool,
     /// For how long each piece of work waits for the disk.
     pub slow_disk: Duration,
-    /// The wall clock was set while not all daemons ran, who cannot tell that from time; or it was set back while there
-    /// are two, whose sums of lost time are not the same.
+    /// The wall clock was set while not all daemons ran, who cannot tell that from time, or before one that ended soon had
+    /// written that down; or it was set back while there are two, whose sums of lost time are not the same.
     pub set_unseen: bool,
     /// When the wall clock was set last.
     pub set_at: Duration,
@@ -173,6 +173,11 @@ impl World {
 
     pub fn failure(&self) -> Option<&str> {
         self.failure.as_deref()
+    }
+
+    /// A daemon has ended. That the clock was set is written down with the next poll.
+    pub fn forget_jump(&mut self) {
+        self.set_unseen |= !self.set_at.is_zero() && self.time.now() < self.set_at + 2 * MINUTE;
     }
 
     /// For how long the next piece of work waits for the disk.
