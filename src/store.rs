@@ -27,6 +27,7 @@ mod ledger;
 mod open;
 mod overview;
 mod prune;
+mod reader;
 mod rows;
 mod waiting;
 mod watches;
@@ -53,6 +54,8 @@ pub use watches::{Added, Filter, NewWatch};
 
 use crate::clock::Timestamp;
 use crate::meter::Commits;
+
+use reader::Reader;
 
 /// Why the store could not do what it was asked to.
 #[expect(missing_docs, reason = "each variant's sentence names its fields")]
@@ -150,6 +153,7 @@ impl std::fmt::Display for Migrated {
 #[derive(Clone)]
 pub struct Store {
     shared: Arc<Shared>,
+    reader: Arc<Reader>,
 }
 
 struct Shared {
@@ -157,8 +161,6 @@ struct Shared {
     install_id: String,
     migrated: Option<Migrated>,
     writer: Mutex<Connection>,
-    /// Looks never wait for a commit.
-    reader: Mutex<Connection>,
     queue: Mutex<commit::Queue>,
     /// Counts our own commits.
     commits: tokio::sync::watch::Sender<u64>,
@@ -205,6 +207,13 @@ impl Store {
         &self.shared.path
     }
 
+    /// The same database, with another connection to look with: whatever is looked up through it, however long that takes,
+    /// nobody else waits for.
+    #[must_use]
+    pub fn beside(&self) -> Self {
+        Self { shared: Arc::clone(&self.shared), reader: Reader::new(self.shared.path.clone()) }
+    }
+
     /// Changes whenever this process has committed something.
     pub fn commits(&self) -> tokio::sync::watch::Receiver<u64> {
         self.shared.commits.subscribe()
@@ -218,8 +227,8 @@ impl Store {
 
     /// A number that changes whenever anybody has committed a change, this process included.
     pub async fn version(&self) -> Result<i64, StoreError> {
-        let shared = Arc::clone(&self.shared);
-        self.shared.blocking.answer(move || version(&lock(&shared.reader))).await
+        let turn = self.reader.turn().await;
+        self.shared.blocking.answer(move || turn.look(|reader| version(reader))).await
     }
 
     /// Looks at the database in one snapshot.
@@ -227,11 +236,12 @@ impl Store {
         &self,
         look: impl FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
-        let shared = Arc::clone(&self.shared);
+        let (shared, turn) = (Arc::clone(&self.shared), self.reader.turn().await);
         let look = move || {
-            let mut reader = lock(&shared.reader);
-            let looked = reader.transaction().map_err(StoreError::from).and_then(|snapshot| look(&snapshot));
-            shared.noted(looked)
+            shared.noted(turn.look(|reader| {
+                let snapshot = reader.transaction()?;
+                look(&snapshot)
+            }))
         };
         self.shared.blocking.answer(look).await
     }

@@ -9,6 +9,7 @@ use super::engine::Engine;
 use crate::config::Settings;
 use crate::control::Control;
 use crate::http::{self, Bound, Face, Gate, GateError};
+use crate::store::Store;
 use crate::telemetry::Metrics;
 
 /// The server, if one is configured.
@@ -16,6 +17,7 @@ pub(super) struct Server {
     bound: Option<Bound>,
     gate: Option<Arc<Gate>>,
     metrics: Option<Metrics>,
+    store: Option<Store>,
     running: Option<Running>,
 }
 
@@ -28,18 +30,23 @@ struct Running {
 impl Server {
     /// Begins to listen; nothing is answered yet.
     pub async fn bind(settings: &Settings, metrics: Option<Metrics>) -> anyhow::Result<Self> {
-        let Some(http) = &settings.http else { return Ok(Self { bound: None, gate: None, metrics, running: None }) };
+        let Some(http) = &settings.http else {
+            return Ok(Self { bound: None, gate: None, metrics, store: None, running: None });
+        };
         let gate = Arc::new(Gate::new(http)?);
         let bound = http::bind(&http.listen).await?;
         let address = bound.address().map_or_else(|| http.listen.to_string(), |address| format!("http://{address}"));
         tracing::info!("listening on {address}");
-        Ok(Self { bound: Some(bound), gate: Some(gate), metrics, running: None })
+        Ok(Self { bound: Some(bound), gate: Some(gate), metrics, store: None, running: None })
     }
 
     /// Answers with these verbs from now on.
     pub fn show(&mut self, control: &Control, engine: &Engine) {
         let Some(gate) = self.gate.clone() else { return };
-        let (control, metrics) = (Control { running: engine.running(), ..control.clone() }, self.metrics.clone());
+        // What callers look up must not hold up the work, whose looks are short.
+        let store = self.store.get_or_insert_with(|| control.store.beside()).clone();
+        let control = Control { store, running: engine.running(), ..control.clone() };
+        let metrics = self.metrics.clone();
         let face =
             Face { control, gate, metrics: Arc::new(move || metrics.as_ref().map(Metrics::text).unwrap_or_default()) };
         if let Some(running) = &self.running {

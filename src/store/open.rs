@@ -10,6 +10,7 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 
 use super::copy::{self, Partial};
+use super::reader::Reader;
 use super::{Blocking, Migrated, Shared, Store, StoreError, commit};
 use crate::clock::Clock;
 use crate::event::base32;
@@ -68,7 +69,6 @@ pub(super) fn open(path: &Path, blocking: Blocking) -> Result<Store, StoreError>
     log_ahead(&writer).map_err(explain)?;
     let install_id =
         writer.query_row("SELECT value FROM meta WHERE key = 'install_id'", [], |row| row.get(0)).map_err(explain)?;
-    let reader = connect(path).map_err(explain)?;
     let read_only = writer.is_readonly(rusqlite::MAIN_DB).map_err(explain)?;
     Ok(Store {
         shared: Arc::new(Shared {
@@ -76,7 +76,6 @@ pub(super) fn open(path: &Path, blocking: Blocking) -> Result<Store, StoreError>
             install_id,
             migrated,
             writer: Mutex::new(writer),
-            reader: Mutex::new(reader),
             queue: Mutex::new(commit::Queue::default()),
             commits: tokio::sync::watch::Sender::new(0),
             meter: super::Commits::default(),
@@ -84,6 +83,7 @@ pub(super) fn open(path: &Path, blocking: Blocking) -> Result<Store, StoreError>
             read_only,
             blocking,
         }),
+        reader: Reader::new(path.to_owned()),
     })
 }
 
@@ -332,8 +332,8 @@ mod tests {
     fn each_connection_waits_for_the_disk_and_for_locks() {
         let directory = tempfile::tempdir().unwrap();
         let store = open(&directory.path().join("assetwatch.db"), Blocking::aside()).unwrap();
-        for connection in [&store.shared.writer, &store.shared.reader] {
-            let connection = lock(connection);
+        let another = connect(store.path()).unwrap();
+        for connection in [&*lock(&store.shared.writer), &another] {
             let number = |name| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0)).unwrap();
             assert_eq!(number("synchronous"), 2, "FULL");
             assert_eq!((number("foreign_keys"), number("busy_timeout")), (1, 5_000));

@@ -7,6 +7,7 @@ mod claiming;
 mod commits;
 mod delivering;
 mod interface;
+mod looking;
 mod opening;
 mod operating;
 mod pruning;
