@@ -218,11 +218,17 @@ fn changed_column(known: &Watch, new: &NewWatch) -> Option<&'static str> {
     [
         ("callback_url", differs(&known.callback_url, &new.callback_url)),
         ("batch", differs(&known.batch, &new.batch)),
-        ("metadata", differs(&known.metadata, &new.metadata)),
+        ("metadata", differs(&known.metadata, &new.metadata) && !is_same_json(&known.metadata, &new.metadata)),
         ("patience", new.patience.is_some() && known.patience != new.patience),
     ]
     .into_iter()
     .find_map(|(column, differs)| differs.then_some(column))
+}
+
+/// Whether both say the same, however it is written: a repeated request may come from another program.
+fn is_same_json(old: &Option<String>, new: &Option<String>) -> bool {
+    let parsed = |text: &Option<String>| serde_json::from_str::<serde_json::Value>(text.as_deref()?).ok();
+    parsed(old).is_some_and(|old| Some(old) == parsed(new))
 }
 
 fn insert(connection: &Connection, id: i64, new: &NewWatch, now: Timestamp) -> Result<Added, StoreError> {

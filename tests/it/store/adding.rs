@@ -78,7 +78,7 @@ async fn an_option_that_would_change_is_a_conflict_that_names_its_column() {
     let base = Base::new().await;
     let given = NewWatch {
         patience: Some(MINUTE),
-        metadata: Some("1".into()),
+        metadata: Some(r#"{"post": 7, "site": "en"}"#.into()),
         batch: Some("one".into()),
         callback_url: Some("https://one.example".into()),
         ..new("a")
@@ -89,6 +89,7 @@ async fn an_option_that_would_change_is_a_conflict_that_names_its_column() {
         (new("a"), "known"),
         (NewWatch { patience: Some(HOUR), ..new("a") }, "patience"),
         (NewWatch { metadata: Some("2".into()), ..new("a") }, "metadata"),
+        (NewWatch { metadata: Some(r#"{"site":"en","post":7}"#.into()), ..new("a") }, "known"),
         (NewWatch { batch: Some("two".into()), ..given.clone() }, "batch"),
         (NewWatch { callback_url: Some("https://two.example".into()), ..given.clone() }, "callback_url"),
     ] {
