@@ -13,7 +13,7 @@ use subtle::ConstantTimeEq;
 
 use super::Server;
 use super::problem::Problem;
-use crate::config::{Http, KeyError, Listen};
+use crate::config::{Http, KeyError};
 
 /// A token is not guessed within the life of the universe, however fast this server answers.
 const SHORTEST_TOKEN: usize = 16;
@@ -40,8 +40,6 @@ pub struct Gate {
     token: Option<[u8; 32]>,
     /// Names by which the server is reached, besides `localhost` and addresses.
     hosts: Vec<String>,
-    /// No browser can be led to a socket in the file system, and what programs send as a host there has no meaning.
-    any_host: bool,
 }
 
 impl Gate {
@@ -57,14 +55,13 @@ impl Gate {
             }
             token => token.map(|token| digest(token.as_bytes())),
         };
-        let any_host = matches!(http.listen, Listen::Unix(_));
-        Ok(Self { token: digest, hosts: http.hosts.clone(), any_host })
+        Ok(Self { token: digest, hosts: http.hosts.clone() })
     }
 
     fn judge(&self, request: &Request) -> Result<(), Problem> {
         let headers = request.headers();
         let host = self.host(request)?;
-        check_site(headers, host.as_ref(), request.uri().path())?;
+        check_site(headers, &host, request.uri().path())?;
         match &self.token {
             Some(token) if !PUBLIC.contains(&request.uri().path()) => check_token(headers, token),
             Some(_) | None => Ok(()),
@@ -72,23 +69,20 @@ impl Gate {
     }
 
     /// The host that is asked for. A name that an attacker owns may resolve to this machine, so it has to be a known one;
-    /// an address cannot be made to.
-    fn host(&self, request: &Request) -> Result<Option<Authority>, Problem> {
+    /// an address cannot be made to. That holds for a socket in the file system as well: ssh brings one to a port.
+    fn host(&self, request: &Request) -> Result<Authority, Problem> {
         let mut named = request.headers().get_all(header::HOST).iter();
         let (first, second) = (named.next(), named.next());
         let text = first.filter(|_| second.is_none()).and_then(|host| host.to_str().ok());
         let authority =
             text.and_then(|host| host.parse::<Authority>().ok()).filter(|host| !host.as_str().contains('@'));
-        if self.any_host {
-            return Ok(authority);
-        }
         let known = |name: &str| {
             let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
             let address = name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(&name);
             address.parse::<IpAddr>().is_ok() || name == "localhost" || self.hosts.contains(&name)
         };
         match authority {
-            Some(authority) if known(authority.host()) => Ok(Some(authority)),
+            Some(authority) if known(authority.host()) => Ok(authority),
             _ => {
                 Err(forbidden("the Host is none that this server is known by; add it to `http.hosts` if it should be"))
             }
@@ -121,12 +115,12 @@ pub(super) async fn guard(State(server): State<Server>, request: Request, next: 
 }
 
 /// Browsers say which site a request comes from; programs say nothing.
-fn check_site(headers: &HeaderMap, host: Option<&Authority>, path: &str) -> Result<(), Problem> {
+fn check_site(headers: &HeaderMap, host: &Authority, path: &str) -> Result<(), Problem> {
     let refused = || forbidden("a page of another site may not ask");
     if let Some(origin) = headers.get(header::ORIGIN) {
         let origin = origin.to_str().map_err(|_| refused())?;
         let own = origin.strip_prefix("http://").or_else(|| origin.strip_prefix("https://"));
-        let same = own.zip(host).is_some_and(|(own, host)| own.eq_ignore_ascii_case(host.as_str()));
+        let same = own.is_some_and(|own| own.eq_ignore_ascii_case(host.as_str()));
         if !same {
             return Err(refused());
         }

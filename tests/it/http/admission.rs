@@ -7,7 +7,7 @@ use reqwest::Method;
 use rustix::process::Signal;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::TcpStream;
 
 use super::slow_api;
 use crate::rig::{Caller, Daemon, Place, answer, run, served};
@@ -166,20 +166,36 @@ async fn an_address_that_is_taken_is_an_error_and_a_left_socket_is_not() {
     assert!(socket.exists(), "a killed daemon leaves it behind");
 
     let daemon = Daemon::start(&place).await;
-    let mut stream = UnixStream::connect(&socket).await.unwrap();
-    let ask = "GET /v1/watches HTTP/1.1\r\nhost: whatever\r\nconnection: close\r\n\r\n";
-    stream.write_all(ask.as_bytes()).await.unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.unwrap();
-    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
-    let evil = ask.replace("host:", "origin: https://evil.example\r\nhost:");
-    let mut stream = UnixStream::connect(&socket).await.unwrap();
-    stream.write_all(evil.as_bytes()).await.unwrap();
-    answer.clear();
-    stream.read_to_string(&mut answer).await.unwrap();
-    assert!(answer.starts_with("HTTP/1.1 403"), "{answer}");
+    assert_eq!(Caller::at_socket(&socket).get("/v1/watches").await.status, 200);
     assert!(daemon.stop().await.success());
     assert!(!socket.exists(), "a stopped one takes it along");
+}
+
+/// `ssh -L 8787:/run/….sock` brings a socket to a port of the machine with the browser, where a name of another site can be
+/// made to lead to it.
+#[tokio::test]
+async fn a_socket_is_no_way_around_the_host() {
+    let api = slow_api().await;
+    let place = Place::new(&api, "");
+    let socket = place.path("control.sock");
+    let listen = format!("[http]\nlisten = \"unix:{}\"\nhosts = [\"assets.example\"]\n", socket.display());
+    place.configure(&api.url(), &listen);
+    let daemon = Daemon::start(&place).await;
+    let caller = Caller::at_socket(&socket);
+    let get = |host: &str| caller.request(Method::GET, "/v1/watches").header("host", host);
+    for (what, request, status) in [
+        ("curl --unix-socket", get("localhost"), 200),
+        ("the tunnel", get("127.0.0.1:8787"), 200),
+        ("the tunnel, by the page", get("localhost:8787").header("origin", "http://localhost:8787"), 200),
+        ("a name of ours", get("assets.example"), 200),
+        ("a rebound name", get("evil.example:8787"), 403),
+        ("its page", get("evil.example:8787").header("origin", "http://evil.example:8787"), 403),
+        ("another site", get("localhost").header("origin", "https://evil.example"), 403),
+    ] {
+        let answer = answer(request).await;
+        assert_eq!(answer.status, status, "{what}: {answer:?}");
+    }
+    assert!(daemon.stop().await.success());
 }
 
 #[tokio::test]
