@@ -17,6 +17,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
+use tokio_io_timeout::TimeoutStream;
 
 use crate::config::Listen;
 
@@ -26,6 +27,8 @@ const MOST_CONNECTIONS: usize = 6_000;
 const OTHER_DESCRIPTORS: u64 = 256;
 /// A request's head has to be there after this; a connection on which nothing is asked is closed after it.
 const HEAD_TIME: Duration = Duration::from_secs(15);
+/// A caller that takes nothing of its answer for so long is given up, and what was kept for it is free again.
+const STALL_TIME: Duration = Duration::from_secs(30);
 /// The longest head of a request, in bytes.
 const LONGEST_HEAD: usize = 64 * 1024;
 /// Between two tries to accept when the system has no descriptors left.
@@ -188,6 +191,10 @@ impl Bound {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
+        // It counts only while something is to be written: a stream that has nothing to say stays.
+        let mut stream = TimeoutStream::new(stream);
+        stream.set_write_timeout(Some(STALL_TIME));
+        let stream = Box::pin(stream);
         let mut closing = self.closing.subscribe();
         Box::pin(async move {
             let _permit = permit;

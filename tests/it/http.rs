@@ -1,6 +1,7 @@
 //! The control API, as programs use it.
 
 mod admission;
+mod in_process;
 mod streams;
 
 use std::collections::BTreeSet;

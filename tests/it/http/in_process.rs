@@ -1,0 +1,120 @@
+//! The server in this process, on a paused clock: for what takes minutes. Its socket is in the file system, where what one
+//! side writes is at once there for the other, so that no time passes on the way.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use assetwatch::clock::{Clock, Timestamp};
+use assetwatch::config::{Http, Listen};
+use assetwatch::control::{Control, Running};
+use assetwatch::http::{Face, Gate, bind, serve};
+use assetwatch::store::{NewWatch, Store};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::time::{Instant, sleep, timeout};
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// A server, until it is dropped.
+struct Served {
+    directory: tempfile::TempDir,
+    store: Store,
+    serving: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        self.serving.abort();
+    }
+}
+
+impl Served {
+    async fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(&directory.path().join("assetwatch.db")).await.unwrap();
+        let control = Control {
+            store: store.clone(),
+            clock: Clock::new(|| Timestamp::from_millis(1_790_000_000_000)),
+            hooks: Vec::new(),
+            accounts: vec!["default".into()],
+            running: Running::default(),
+        };
+        let http = Http { listen: Listen::Unix(socket(&directory)), token: None, hosts: Vec::new() };
+        let gate = Arc::new(Gate::new(&http).unwrap());
+        let face = Face { control, gate, metrics: Arc::new(String::new) };
+        let bound = bind(&http.listen).await.unwrap();
+        let serving = tokio::spawn(async move {
+            let (_face, shown) = tokio::sync::watch::channel(face);
+            serve(bound, shown, std::future::pending()).await;
+        });
+        Self { directory, store, serving }
+    }
+
+    /// Asks, and reads nothing.
+    async fn ask(&self, path: &str) -> UnixStream {
+        let mut stream = UnixStream::connect(socket(&self.directory)).await.unwrap();
+        let head = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
+        stream.write_all(head.as_bytes()).await.unwrap();
+        stream
+    }
+
+    async fn add(&self, count: u32, metadata: &str) {
+        let new = |n| NewWatch {
+            asset_id: format!("slow_{n}"),
+            account: "default".into(),
+            metadata: Some(metadata.into()),
+            ..NewWatch::default()
+        };
+        self.store.add((0..count).map(new).collect(), false, Timestamp::default()).await.unwrap();
+    }
+}
+
+fn socket(directory: &tempfile::TempDir) -> PathBuf {
+    directory.path().join("control.sock")
+}
+
+/// What comes until the server hangs up.
+async fn rest(stream: &mut UnixStream) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    // A connection that was cut may say so.
+    let _ = stream.read_to_end(&mut bytes).await;
+    bytes
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_caller_that_takes_nothing_of_its_answer_is_given_up() {
+    let served = Served::new().await;
+    served.add(500, &format!("\"{}\"", "m".repeat(16_000))).await;
+    let mut whole = served.ask("/v1/watches?limit=500").await;
+    let whole = rest(&mut whole).await;
+    assert!(whole.len() > 8_000_000, "{}", whole.len());
+
+    let mut slow = served.ask("/v1/watches?limit=500").await;
+    let (mut taken, mut some) = (0, vec![0; 1_000_000]);
+    let begun = Instant::now();
+    loop {
+        sleep(MINUTE / 3).await;
+        match slow.read(&mut some).await.unwrap() {
+            0 => break,
+            read => taken += read,
+        }
+    }
+    assert!(begun.elapsed() > MINUTE, "it has to be slower than what is given up");
+    assert_eq!(taken, whole.len(), "whoever takes something now and then gets all of it");
+
+    let mut stalled = served.ask("/v1/watches?limit=500").await;
+    sleep(MINUTE).await;
+    let part = rest(&mut stalled).await;
+    assert!(part.len() < whole.len() / 2, "{} of {}", part.len(), whole.len());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_has_nothing_to_say_stays() {
+    let served = Served::new().await;
+    for path in ["/v1/events/stream", "/v1/overview/stream"] {
+        let mut stream = served.ask(path).await;
+        let ended = timeout(10 * MINUTE, rest(&mut stream)).await;
+        assert!(ended.is_err(), "{}", String::from_utf8_lossy(&ended.unwrap()));
+    }
+}
