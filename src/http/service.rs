@@ -11,7 +11,8 @@ use super::problem::Problem;
 
 /// Whether the process answers at all; says nothing about the database or the API.
 #[utoipa::path(get, path = "/healthz", tag = "operation", security(()),
-    responses((status = 200, description = "It does", body = String, content_type = "text/plain")))]
+    responses((status = 200, description = "It does", body = String, content_type = "text/plain"),
+        (status = "default", description = "A problem", body = Problem, content_type = "application/problem+json")))]
 pub(super) async fn healthz() -> &'static str {
     "ok\n"
 }
@@ -19,7 +20,8 @@ pub(super) async fn healthz() -> &'static str {
 /// Whether the database can be read: then what is asked for can be answered.
 #[utoipa::path(get, path = "/readyz", tag = "operation", security(()),
     responses((status = 200, description = "It can", body = String, content_type = "text/plain"),
-        (status = 503, description = "It cannot", body = Problem, content_type = "application/problem+json")))]
+        (status = 503, description = "It cannot", body = Problem, content_type = "application/problem+json"),
+        (status = "default", description = "A problem", body = Problem, content_type = "application/problem+json")))]
 pub(super) async fn readyz(State(server): State<Server>) -> Result<&'static str, Problem> {
     server.control().store.version().await?;
     Ok("ready\n")
@@ -36,7 +38,8 @@ pub(super) async fn metrics(State(server): State<Server>) -> Response {
 
 /// This description.
 #[utoipa::path(get, path = "/openapi.json", tag = "operation", security(()),
-    responses((status = 200, description = "OpenAPI 3.1", body = serde_json::Value)))]
+    responses((status = 200, description = "OpenAPI 3.1", body = serde_json::Value),
+        (status = "default", description = "A problem", body = Problem, content_type = "application/problem+json")))]
 pub(super) async fn document(State(server): State<Server>) -> Response {
     ([(header::CONTENT_TYPE, "application/json")], server.document.to_string()).into_response()
 }

@@ -268,6 +268,11 @@ async fn the_overview_and_the_description_cover_everything() {
 
     let document = caller.get("/openapi.json").await;
     assert_eq!(document.body["openapi"], "3.1.0");
+    let operations = document.body["paths"].as_object().unwrap().values().flat_map(|path| path.as_object().unwrap());
+    for (method, operation) in operations.filter(|(method, _)| ["get", "post", "delete"].contains(&method.as_str())) {
+        let problem = &operation["responses"]["default"]["content"]["application/problem+json"];
+        assert!(problem.is_object(), "a wrong Host is refused everywhere: {method} {operation}");
+    }
     for path in document.body["paths"].as_object().unwrap().keys().filter(|path| !path.contains('{')) {
         if !path.ends_with("/stream") {
             assert_eq!(caller.get(path).await.status, 200, "{path}");
