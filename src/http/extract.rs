@@ -30,7 +30,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Params<T> {
     }
 }
 
-/// An asset's id, from the path. One that cannot be watched was never watched, so it needs no check.
+/// An asset's id, from the path. Of one that cannot be watched no watch is known, so it needs no check.
 pub(super) struct AssetId(pub String);
 
 impl<S: Send + Sync> FromRequestParts<S> for AssetId {

@@ -33,8 +33,12 @@ impl Problem {
         Self { kind: "about:blank", title, status: status.as_u16(), detail: detail.into() }
     }
 
-    pub(super) fn unknown_watch(asset_id: &str) -> Self {
-        Self::new(StatusCode::NOT_FOUND, format!("{asset_id:?} was never watched; POST /v1/watches starts to"))
+    /// It may have been watched all the same: for another account, or so long ago that it was pruned.
+    pub(super) fn unknown_watch(asset_id: &str, account: Option<&str>, number: Option<i64>) -> Self {
+        let number = number.map(|number| format!(" with the number {number}")).unwrap_or_default();
+        let account = account.map(|account| format!(" for the account {account:?}")).unwrap_or_default();
+        let why = format!("no watch of {asset_id:?}{account}{number} is known; POST /v1/watches starts one");
+        Self::new(StatusCode::NOT_FOUND, why)
     }
 
     pub(super) fn no_room(what: &str) -> Self {

@@ -81,6 +81,12 @@ pub(super) struct Which {
     watch: Option<i64>,
 }
 
+impl Which {
+    fn unknown(&self, asset_id: &str) -> Problem {
+        Problem::unknown_watch(asset_id, self.account.as_deref(), self.watch)
+    }
+}
+
 /// Which of the watches of an asset, and whether to wait for it.
 #[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
@@ -280,7 +286,7 @@ fn options(new: &NewWatches) -> Result<AddOptions, Problem> {
 #[utoipa::path(get, path = "/v1/watches/{asset_id}", tag = "watches",
     params(("asset_id" = String, Path, description = "The asset's id", min_length = 1, max_length = 512), WhichWhen),
     responses((status = 200, description = "The watch", body = Watch),
-        (status = 404, description = "It was never watched", body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "No such watch is known", body = Problem, content_type = "application/problem+json"),
         (status = "default", description = "A problem", body = Problem, content_type = "application/problem+json")))]
 pub(super) async fn get(
     State(server): State<Server>,
@@ -306,7 +312,7 @@ async fn wait_for(server: &Server, watch: Watch, wait: Duration) -> Result<Watch
         // Registered before the look, so that nothing is missed between the two.
         told.as_mut().enable();
         let found = server.control().watch(watch.id).await?;
-        let found = found.ok_or_else(|| Problem::unknown_watch(&watch.asset_id))?;
+        let found = found.ok_or_else(|| Problem::unknown_watch(&watch.asset_id, None, Some(watch.id)))?;
         if found.state != WatchState::Waiting || Instant::now() >= deadline {
             return Ok(found);
         }
@@ -322,7 +328,7 @@ async fn wait_for(server: &Server, watch: Watch, wait: Duration) -> Result<Watch
 #[utoipa::path(get, path = "/v1/watches/{asset_id}/history", tag = "watches",
     params(("asset_id" = String, Path, description = "The asset's id", min_length = 1, max_length = 512), Which),
     responses((status = 200, description = "The watch and its history", body = Shown),
-        (status = 404, description = "It was never watched", body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "No such watch is known", body = Problem, content_type = "application/problem+json"),
         (status = "default", description = "A problem", body = Problem, content_type = "application/problem+json")))]
 pub(super) async fn history(
     State(server): State<Server>,
@@ -338,7 +344,7 @@ pub(super) async fn history(
 #[utoipa::path(post, path = "/v1/watches/{asset_id}/poll", tag = "watches",
     params(("asset_id" = String, Path, description = "The asset's id", min_length = 1, max_length = 512), Which),
     responses((status = 202, description = "It is due now", body = Watch),
-        (status = 404, description = "It was never watched", body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "No such watch is known", body = Problem, content_type = "application/problem+json"),
         (status = 409, description = "It has ended", body = Problem, content_type = "application/problem+json"),
         (status = "default", description = "A problem", body = Problem, content_type = "application/problem+json")))]
 pub(super) async fn poll(
@@ -351,7 +357,7 @@ pub(super) async fn poll(
     match control.poll_now(watch.id).await? {
         Some(watch) if watch.state == WatchState::Waiting => Ok((StatusCode::ACCEPTED, Json(watch))),
         Some(watch) => Err(ended(&watch)),
-        None => Err(Problem::unknown_watch(&id)),
+        None => Err(which.unknown(&id)),
     }
 }
 
@@ -359,7 +365,7 @@ pub(super) async fn poll(
 #[utoipa::path(delete, path = "/v1/watches/{asset_id}", tag = "watches",
     params(("asset_id" = String, Path, description = "The asset's id", min_length = 1, max_length = 512), Which),
     responses((status = 200, description = "It is not followed any more", body = Watch),
-        (status = 404, description = "It was never watched", body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "No such watch is known", body = Problem, content_type = "application/problem+json"),
         (status = 409, description = "It had ended before", body = Problem, content_type = "application/problem+json"),
         (status = "default", description = "A problem", body = Problem, content_type = "application/problem+json")))]
 pub(super) async fn cancel(
@@ -372,7 +378,7 @@ pub(super) async fn cancel(
     match control.cancel_watch(watch).await? {
         Cancelled::Now(watch) => Ok(Json(*watch)),
         Cancelled::Ended(watch) => Err(ended(&watch)),
-        Cancelled::Unknown => Err(Problem::unknown_watch(&id)),
+        Cancelled::Unknown => Err(which.unknown(&id)),
     }
 }
 
@@ -390,5 +396,5 @@ async fn find(control: &Control, asset_id: &str, which: &Which) -> Result<Watch,
     let fits = |watch: &Watch| {
         watch.asset_id == asset_id && which.account.as_deref().is_none_or(|account| watch.account == account)
     };
-    found.filter(fits).ok_or_else(|| Problem::unknown_watch(asset_id))
+    found.filter(fits).ok_or_else(|| which.unknown(asset_id))
 }

@@ -213,7 +213,17 @@ async fn a_watch_is_polled_now_and_cancelled() {
     caller.post("/v1/watches", json!({"asset_id": "slow_1", "again": true})).await;
     assert_eq!(caller.get("/v1/watches/slow_1").await.body["state"], "waiting");
     assert_eq!(caller.get("/v1/watches/slow_1?watch=1").await.body["state"], "cancelled");
-    assert_eq!(caller.get("/v1/watches/other?watch=1").await.status, 404);
+    for (path, says) in [
+        ("other?watch=1", "no watch of \"other\" with the number 1 is known"),
+        ("slow_1?watch=77", "no watch of \"slow_1\" with the number 77 is known"),
+        ("slow_1?account=studio", "no watch of \"slow_1\" for the account \"studio\" is known"),
+        ("other", "no watch of \"other\" is known; POST /v1/watches starts one"),
+    ] {
+        for path in [format!("/v1/watches/{path}"), format!("/v1/watches/{}", path.replacen('?', "/history?", 1))] {
+            let unknown = caller.get(&path).await;
+            assert!(unknown.status == 404 && unknown.detail().contains(says), "{path}: {unknown:?}");
+        }
+    }
     assert!(daemon.stop().await.success());
 }
 
