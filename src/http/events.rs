@@ -128,7 +128,8 @@ pub(super) async fn list(
 
 /// Events as they happen: server-sent events, each with its `seq` as `id`, its type as `event` and the event as `data`.
 ///
-/// After an interruption it goes on behind `Last-Event-ID`; without one it begins with what happens from now on.
+/// After an interruption it goes on behind `Last-Event-ID`; without one, or behind one that this database never gave, it
+/// begins with what happens from now on.
 #[utoipa::path(get, path = "/v1/events/stream", tag = "events",
     params(Resume, LastEventId),
     responses((status = 200, description = "Server-sent events", body = Message, content_type = "text/event-stream"),
@@ -154,8 +155,17 @@ pub(super) async fn stream(
     // Before the database is looked at: what happens between the two is not missed.
     let pages = server.feed.subscribe();
     let latest = server.control().store.latest_event().await?;
-    let position = last.unwrap_or(latest);
-    let stream = Stream { server, pages, position, behind: position < latest, begun: false, _permit: permit };
+    // One that lies ahead is of before an older backup was restored, whose events the caller has not seen.
+    let set_back = last.is_some_and(|last| last > latest);
+    let position = last.unwrap_or(latest).min(latest);
+    // So that the caller knows at once that it is connected, when to try again if it is not any more, and where.
+    let mut greeting = String::from("retry: 2000\n");
+    if set_back {
+        greeting.push_str(&format!("id: {latest}\n"));
+    }
+    greeting.push('\n');
+    let greeting = Some(greeting.into());
+    let stream = Stream { server, pages, position, behind: position < latest, greeting, _permit: permit };
     let body = Body::from_stream(unfold(stream, async |mut stream| {
         let frame = stream.next().await?;
         Some((Ok::<_, Infallible>(frame), stream))
@@ -170,16 +180,16 @@ struct Stream {
     position: i64,
     /// Whether the database has to be read, since the feed's pages do not follow on the position.
     behind: bool,
-    begun: bool,
+    /// What is sent first.
+    greeting: Option<Bytes>,
     _permit: OwnedSemaphorePermit,
 }
 
 impl Stream {
     /// The next bytes to send; none when the server stops.
     async fn next(&mut self) -> Option<Bytes> {
-        if !std::mem::replace(&mut self.begun, true) {
-            // So that the caller knows at once that it is connected, and when to try again if it is not any more.
-            return Some(Bytes::from_static(b"retry: 2000\n\n"));
+        if let Some(greeting) = self.greeting.take() {
+            return Some(greeting);
         }
         loop {
             if self.behind {

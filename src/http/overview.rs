@@ -42,14 +42,20 @@ impl Cached {
     /// How everything stands, at most as old as it takes to look; with `change`, after that change at least. And the
     /// change that it is surely after.
     async fn look(&self, control: &Control, changes: u64, change: Option<u64>) -> Result<(u64, Bytes), StoreError> {
-        let mut latest = self.0.lock().await;
-        if let Some(look) = latest.as_ref() {
-            if change.map_or(Instant::now() < look.until, |change| look.change >= change) {
+        let mut latest = loop {
+            let latest = self.0.lock().await;
+            let Some(look) = latest.as_ref() else { break latest };
+            let until = look.until;
+            if change.map_or(Instant::now() < until, |change| look.change >= change) {
                 return Ok((look.change, look.json.clone()));
             }
-            // Others wait for the lock meanwhile, and get the same.
-            sleep_until(look.until).await;
-        }
+            if Instant::now() >= until {
+                break latest;
+            }
+            // Without the lock, for those who can take what there is.
+            drop(latest);
+            sleep_until(until).await;
+        };
         let begun = Instant::now();
         let json: Bytes = serde_json::to_vec(&control.overview().await?).unwrap_or_default().into();
         let until = Instant::now() + (begun.elapsed() * SHARE).max(OFTEN);

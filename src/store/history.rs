@@ -76,10 +76,10 @@ impl Store {
         .await
     }
 
-    /// The `seq` of the latest event; 0 when there is none.
+    /// The `seq` of the latest event, even if it has been pruned since; 0 when there was none.
     pub async fn latest_event(&self) -> Result<i64, StoreError> {
         self.look(|connection| {
-            let sql = "SELECT coalesce(max(seq), 0) FROM events";
+            let sql = "SELECT coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'events'), 0)";
             Ok(connection.prepare_cached(sql)?.query_row([], |row| row.get(0))?)
         })
         .await

@@ -67,7 +67,7 @@ const read = (text) => JSON.parse(text, (_key, value, context) =>
     ? JSON.rawJSON(context.source) : value));
 
 /** A header holds only plain letters; another token is wrong anyway, and it is the daemon that is to say so. */
-const encodeToken = (token) => token.replace(/[^\x21-\x7e]/g, "?");
+const encodeToken = (token) => token.replace(/[^\x20-\x7e]/g, "?");
 
 /** One request, and its JSON. */
 async function call(method, path, signal) {

@@ -59,7 +59,7 @@ function figure(key, value, href, label, kind = null) {
 
 // ---- what needs attention
 
-function alarmsOf({ accounts, hooks, deliveries, lag_seconds: lag }) {
+function alarmsOf({ accounts, hooks, deliveries, lag_seconds: lag, now }) {
   const alarms = [...accounts.map(accountAlarm), ...hooks.map(hookAlarm)];
   if (deliveries.dead > 0) {
     const [its, them] = deliveries.dead === 1 ? ["its receiver works", "it"] : ["their receivers work", "them"];
@@ -67,7 +67,9 @@ function alarmsOf({ accounts, hooks, deliveries, lag_seconds: lag }) {
     alarms.push(item("dead", to(address("deliveries", { state: "dead" }), `${what} given up on`),
       said(`; once ${its}, retry ${them} here or with \`assetwatch deliveries retry --dead\`.`)));
   }
-  if (lag > LATE && accounts.every(({ closure }) => closure === null)) {
+  const isHeld = (until) => until !== null && millis(until) > millis(now);
+  const polled = ({ configured, closure, held_until: held }) => configured && closure === null && !isHeld(held);
+  if (lag > LATE && accounts.every(polled)) {
     alarms.push(item("lag", `The watch that has waited longest was due ${span(lag * 1000)} ago. If that grows, its `
       + "account's rate is too low for what is watched."));
   }

@@ -69,7 +69,7 @@ function blocked({ account_closed: closed }) {
 }
 
 function known(watch) {
-  const size = watch.width !== null && watch.height !== null && `${watch.width} × ${watch.height}`;
+  const size = watch.width !== null && watch.height !== null && `${exact(watch.width)} × ${exact(watch.height)}`;
   return make("section", { "aria-label": "What is known" }, facts([
     ["url", watch.url && link(watch.url)],
     ["type", watch.type && shown(watch.type)],

@@ -34,6 +34,10 @@ async fn a_stream_is_resumed_without_a_gap_or_a_repetition() {
     // By the parameter, for those who cannot set headers; and from the very beginning.
     let mut resumed = caller.stream("/v1/events/stream?last_event_id=0", None).await;
     assert_eq!(resumed.next().await.unwrap().id, "1");
+    // A backup was restored, and the caller has seen more than it holds: it is not left waiting for what never comes.
+    let mut ahead = caller.stream("/v1/events/stream", Some("999999")).await;
+    place.database().execute("INSERT INTO watches (asset_id) VALUES ('active_restored')", []).unwrap();
+    assert_eq!(ahead.next().await.unwrap().data["body"]["data"]["asset_id"], "active_restored");
     let bad =
         crate::rig::answer(caller.request(reqwest::Method::GET, "/v1/events/stream").header("last-event-id", "x"));
     assert_eq!(bad.await.status, 400);
