@@ -4,6 +4,7 @@
 //! problem documents (RFC 9457). Who may ask is decided by `gate`; how much one caller may take up, by `listener`
 //! and by the permits of streams and long polls.
 
+mod adding;
 mod dashboard;
 mod deliveries;
 mod events;
@@ -113,7 +114,7 @@ pub async fn serve(bound: Bound, face: watch::Receiver<Face>, stop: impl Future<
 /// All routes, with their description.
 fn routes() -> OpenApiRouter<Server> {
     OpenApiRouter::with_openapi(Document::openapi())
-        .routes(routes!(watches::list, watches::add))
+        .routes(routes!(watches::list, adding::add))
         .routes(routes!(watches::get, watches::cancel))
         .routes(routes!(watches::history))
         .routes(routes!(watches::poll))

@@ -64,6 +64,24 @@ async fn ten_thousand_ids_come_in_one_request_and_bad_ones_do_no_harm() {
 }
 
 #[tokio::test]
+async fn who_closes_a_batch_with_one_asset_is_told_whether_it_is_closed() {
+    let api = slow_api().await;
+    let (place, daemon, caller) = served(&api, "").await;
+    let new = json!({"asset_id": "active_1", "batch": "b"});
+    assert_eq!(caller.post("/v1/watches", new).await.body["closed"], json!(null), "nobody asked for it");
+    let closing = json!({"asset_id": "slow_1", "batch": "b", "close": true});
+    let closed = caller.post("/v1/watches", closing).await;
+    assert_eq!((closed.status.as_u16(), &closed.body["closed"]), (201, &json!(true)), "{closed:?}");
+    // It has settled and is not watched again, so nothing is in the batch that there would be.
+    place.until_state("active_1", "settled").await;
+    let closing = json!({"asset_id": "active_1", "batch": "c", "close": true});
+    let known = caller.post("/v1/watches", closing).await;
+    let told = (known.status.as_u16(), &known.body["result"], &known.body["closed"]);
+    assert_eq!(told, (200, &json!("settled"), &json!(false)), "{known:?}");
+    assert!(daemon.stop().await.success());
+}
+
+#[tokio::test]
 async fn bad_requests_are_told_what_is_wrong_and_change_nothing() {
     let api = slow_api().await;
     let (place, daemon, caller) = served(&api, "").await;
