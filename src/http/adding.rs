@@ -6,7 +6,7 @@ use axum::extract::State;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer, ser::Error};
 use serde_json::value::RawValue;
 use utoipa::openapi::RefOr;
 use utoipa::openapi::schema::{AllOfBuilder, AnyOfBuilder, ArrayBuilder, ObjectBuilder, OneOfBuilder, Schema, Type};
@@ -20,9 +20,14 @@ use crate::control::{
     AddOptions, AddOutcome, AddResult, Control, check_account, check_batch, check_callback_url, check_metadata,
     duration,
 };
+use crate::watch::Watch;
 
 /// So many ids may come in one request.
 const MOST_IDS: usize = 10_000;
+/// So many are added at once: with the longest metadata, some ten megabytes.
+const ADDED_AT_ONCE: usize = 500;
+/// What a request gives for all of its ids.
+const OPTIONS: [&str; 2] = ["metadata", "callback_url"];
 
 /// What to watch, and how.
 #[derive(Deserialize, ToSchema)]
@@ -98,11 +103,43 @@ pub(super) struct AddedOne {
     closed: Option<bool>,
 }
 
+/// What became of one of `asset_ids`.
+#[derive(Serialize, ToSchema)]
+pub(super) struct OneOfSeveral {
+    /// The id as it was given.
+    asset_id: String,
+    /// In one word.
+    result: AddOutcome,
+    /// Its newest watch, where there is one, without `metadata` and `callback_url`: `GET /v1/watches/{asset_id}` has them.
+    #[serde(serialize_with = "without_options")]
+    #[schema(value_type = Option<Watch>)]
+    watch: Option<Box<Watch>>,
+    /// Why it was not added.
+    error: Option<String>,
+}
+
+impl From<AddResult> for OneOfSeveral {
+    fn from(result: AddResult) -> Self {
+        let AddResult { asset_id, result, watch, error } = result;
+        let watch = watch.map(|watch| Box::new(Watch { metadata: None, callback_url: None, ..*watch }));
+        Self { asset_id, result, watch, error }
+    }
+}
+
+/// The same long text ten thousand times would be most of the answer. Left out, and not null: null means that there is none.
+fn without_options<S: Serializer>(watch: &Option<Box<Watch>>, serializer: S) -> Result<S::Ok, S::Error> {
+    let mut value = serde_json::to_value(watch).map_err(S::Error::custom)?;
+    if let Some(columns) = value.as_object_mut() {
+        columns.retain(|name, _| !OPTIONS.contains(&name.as_str()));
+    }
+    value.serialize(serializer)
+}
+
 /// What became of each of `asset_ids`.
 #[derive(Serialize, ToSchema)]
 pub(super) struct AddedSeveral {
     /// In the order of the ids.
-    results: Vec<AddResult>,
+    results: Vec<OneOfSeveral>,
     /// Whether the batch is closed now; null if that was not asked for.
     closed: Option<bool>,
 }
@@ -141,13 +178,22 @@ pub(super) async fn add(State(server): State<Server>, Json(new): Json<NewWatches
             Err(refuse(&format!("`asset_ids` has 1 to {MOST_IDS} ids, and this has {}", ids.len())))
         }
         (None, Some(ids)) => {
-            let results = control.add(ids, &options).await?;
+            let results = add_several(&control, &ids, &options).await?;
             let good = results.iter().all(|result| result.error.is_none());
             let closed = close(&control, &options, new.close, good).await?;
             Ok(Json(AddedSeveral { results, closed }).into_response())
         }
         (Some(_), Some(_)) | (None, None) => Err(refuse("give either `asset_id` or `asset_ids`")),
     }
+}
+
+/// Each of them, with no more of them at once than there is memory for, since each has the options in it.
+async fn add_several(control: &Control, ids: &[String], options: &AddOptions) -> Result<Vec<OneOfSeveral>, Problem> {
+    let mut results = Vec::with_capacity(ids.len());
+    for ids in ids.chunks(ADDED_AT_ONCE) {
+        results.extend(control.add(ids.to_vec(), options).await?.into_iter().map(OneOfSeveral::from));
+    }
+    Ok(results)
 }
 
 async fn add_one(control: &Control, id: String, options: &AddOptions, closes: bool) -> Result<Response, Problem> {

@@ -64,6 +64,37 @@ async fn ten_thousand_ids_come_in_one_request_and_bad_ones_do_no_harm() {
 }
 
 #[tokio::test]
+async fn what_many_have_in_common_is_not_answered_with_each_of_them() {
+    let api = slow_api().await;
+    let (_place, daemon, caller) = served(&api, "").await;
+    let ids: Vec<String> = (0..1_200).map(|n| format!("slow_{n}")).collect();
+    let callback = "https://cms.example/callback";
+    let new = json!({"asset_ids": ids, "metadata": "m".repeat(16_000), "callback_url": callback});
+    // The second time they are known, and theirs is what the first request gave.
+    for (new, result) in [(new, "added"), (json!({"asset_ids": ids}), "watching")] {
+        let added = caller.post("/v1/watches", new).await;
+        assert_eq!(added.status, 200);
+        let size = added.body.to_string().len();
+        assert!(size < 1_200 * 1_500, "{size}");
+        let results = added.body["results"].as_array().unwrap();
+        assert!(results.iter().map(|one| one["asset_id"].as_str().unwrap()).eq(&ids), "in their order");
+        for one in results {
+            let watch = one["watch"].as_object().unwrap();
+            assert_eq!((&one["result"], &watch["asset_id"]), (&json!(result), &one["asset_id"]));
+            assert!(!watch.contains_key("metadata") && !watch.contains_key("callback_url"), "{one}");
+        }
+    }
+    let watch = caller.get("/v1/watches/slow_1199").await.body;
+    assert_eq!((watch["metadata"].as_str().unwrap().len(), &watch["callback_url"]), (16_000, &json!(callback)));
+    let document = caller.get("/openapi.json").await.body;
+    let columns = &document["components"]["schemas"]["Watch"]["allOf"][3];
+    assert!(columns["properties"]["metadata"].is_object(), "{columns}");
+    let required = columns["required"].as_array().unwrap();
+    assert!(required.contains(&json!("asset_id")) && !required.contains(&json!("metadata")), "{columns}");
+    assert!(daemon.stop().await.success());
+}
+
+#[tokio::test]
 async fn who_closes_a_batch_with_one_asset_is_told_whether_it_is_closed() {
     let api = slow_api().await;
     let (place, daemon, caller) = served(&api, "").await;
