@@ -28,7 +28,7 @@ pub(super) const EVENT_STREAM: [(HeaderName, &str); 3] = [
     (HeaderName::from_static("x-accel-buffering"), "no"),
 ];
 /// A stream on which nothing happens says so, or a proxy would take it for dead.
-const HEARTBEAT: Duration = Duration::from_secs(15);
+pub(super) const HEARTBEAT: Duration = Duration::from_secs(15);
 /// Between two pages for a stream that is behind: it may not take the database for itself.
 const PAUSE: Duration = Duration::from_millis(50);
 

@@ -1,7 +1,8 @@
 //! How everything stands: once, or whenever it changes.
 
 use std::convert::Infallible;
-use std::sync::Arc;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
@@ -9,11 +10,11 @@ use axum::extract::State;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use futures_util::stream::unfold;
-use tokio::sync::{Mutex, OwnedSemaphorePermit, watch};
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::Server;
-use super::events::{EVENT_STREAM, Message};
+use super::events::{EVENT_STREAM, HEARTBEAT, Message};
 use super::problem::Problem;
 use crate::control::{Control, OverviewShown};
 use crate::store::StoreError;
@@ -27,7 +28,14 @@ const SELDOM: Duration = Duration::from_secs(15);
 
 /// The latest look, shared by all who ask.
 #[derive(Clone, Default)]
-pub(super) struct Cached(Arc<Mutex<Option<Look>>>);
+pub(super) struct Cached(Arc<Shared>);
+
+#[derive(Default)]
+struct Shared {
+    latest: Mutex<Option<Look>>,
+    /// Held by whoever makes the next look, and while waiting until it may. Who can take the latest one never waits for it.
+    looking: tokio::sync::Mutex<()>,
+}
 
 #[derive(Clone)]
 struct Look {
@@ -41,26 +49,33 @@ struct Look {
 impl Cached {
     /// How everything stands, at most as old as it takes to look; with `change`, after that change at least. And the
     /// change that it is surely after.
-    async fn look(&self, control: &Control, changes: u64, change: Option<u64>) -> Result<(u64, Bytes), StoreError> {
-        let mut latest = loop {
-            let latest = self.0.lock().await;
-            let Some(look) = latest.as_ref() else { break latest };
-            let until = look.until;
-            if change.map_or(Instant::now() < until, |change| look.change >= change) {
-                return Ok((look.change, look.json.clone()));
-            }
-            if Instant::now() >= until {
-                break latest;
-            }
-            // Without the lock, for those who can take what there is.
-            drop(latest);
-            sleep_until(until).await;
-        };
-        let begun = Instant::now();
+    async fn look(
+        &self,
+        control: &Control,
+        changes: &watch::Receiver<u64>,
+        change: Option<u64>,
+    ) -> Result<(u64, Bytes), StoreError> {
+        let fits = |look: &Look| change.map_or(Instant::now() < look.until, |change| look.change >= change);
+        if let Some(look) = self.latest().filter(fits) {
+            return Ok((look.change, look.json));
+        }
+        let _looking = self.0.looking.lock().await;
+        // Somebody may have looked while we waited for that.
+        match self.latest() {
+            Some(look) if fits(&look) => return Ok((look.change, look.json)),
+            Some(look) => sleep_until(look.until).await,
+            None => {}
+        }
+        let (begun, change) = (Instant::now(), *changes.borrow());
         let json: Bytes = serde_json::to_vec(&control.overview().await?).unwrap_or_default().into();
         let until = Instant::now() + (begun.elapsed() * SHARE).max(OFTEN);
-        *latest = Some(Look { json: json.clone(), until, change: changes });
-        Ok((changes, json))
+        *self.0.latest.lock().unwrap_or_else(PoisonError::into_inner) =
+            Some(Look { json: json.clone(), until, change });
+        Ok((change, json))
+    }
+
+    fn latest(&self) -> Option<Look> {
+        self.0.latest.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
@@ -69,8 +84,7 @@ impl Cached {
     responses((status = 200, description = "The overview", body = OverviewShown),
         (status = "default", description = "A problem", body = Problem, content_type = "application/problem+json")))]
 pub(super) async fn get(State(server): State<Server>) -> Result<Response, Problem> {
-    let changes = *server.feed.changes().borrow();
-    let (_, json) = server.overview.look(&server.control(), changes, None).await?;
+    let (_, json) = server.overview.look(&server.control(), &server.feed.changes(), None).await?;
     Ok(([(header::CONTENT_TYPE, "application/json")], json).into_response())
 }
 
@@ -80,8 +94,7 @@ pub(super) async fn get(State(server): State<Server>) -> Result<Response, Proble
         (status = "default", description = "A problem", body = Problem, content_type = "application/problem+json")))]
 pub(super) async fn stream(State(server): State<Server>) -> Result<Response, Problem> {
     let permit = server.streams.clone().try_acquire_owned().map_err(|_| Problem::no_room("streams"))?;
-    let changes = server.feed.changes();
-    let stream = Stream { server, changes, told: None, _permit: permit };
+    let stream = Stream { server, told: None, looking: None, _permit: permit };
     let body = Body::from_stream(unfold(stream, async |mut stream| {
         let frame = stream.next().await?;
         Some((Ok::<_, Infallible>(frame), stream))
@@ -89,45 +102,51 @@ pub(super) async fn stream(State(server): State<Server>) -> Result<Response, Pro
     Ok((EVENT_STREAM, body).into_response())
 }
 
+type Looking = Pin<Box<dyn Future<Output = (u64, Bytes)> + Send>>;
+
 struct Stream {
     server: Server,
-    changes: watch::Receiver<u64>,
     /// The change that was told last; none before the first message.
     told: Option<u64>,
+    /// The look that is told next. It may take longer than a stream may be silent.
+    looking: Option<Looking>,
     _permit: OwnedSemaphorePermit,
 }
 
 impl Stream {
     async fn next(&mut self) -> Option<Bytes> {
         let (server, told) = (self.server.clone(), self.told);
-        let mut changes = self.changes.clone();
-        let looking = async {
-            let mut change = None;
-            if let Some(told) = told {
-                let changed = timeout(SELDOM, changes.wait_for(|change| *change != told)).await.is_ok();
-                change = changed.then(|| *changes.borrow());
-            }
-            loop {
-                let changes = *changes.borrow();
-                match server.overview.look(&server.control(), changes, change).await {
-                    Ok(looked) => return looked,
-                    // The database pauses; a stream that ended would only begin again.
-                    Err(error) => {
-                        tracing::debug!("no overview was made: {error}");
-                        tokio::time::sleep(OFTEN).await;
-                    }
-                }
-            }
-        };
+        let looking = self.looking.get_or_insert_with(|| Box::pin(next_look(server, told)));
         let (change, json) = tokio::select! {
+            biased;
             () = self.server.stopped() => return None,
             looked = looking => looked,
+            () = sleep(HEARTBEAT) => return Some(Bytes::from_static(b":\n\n")),
         };
-        self.told = Some(change);
+        (self.told, self.looking) = (Some(change), None);
         let mut frame = Vec::with_capacity(json.len() + 32);
         frame.extend_from_slice(b"event: overview\ndata: ");
         frame.extend_from_slice(&json);
         frame.extend_from_slice(b"\n\n");
         Some(frame.into())
+    }
+}
+
+/// The look after the change `told`: when there is another one, or some time has passed.
+async fn next_look(server: Server, told: Option<u64>) -> (u64, Bytes) {
+    let (mut changes, mut change) = (server.feed.changes(), None);
+    if let Some(told) = told {
+        let changed = timeout(SELDOM, changes.wait_for(|change| *change != told)).await.is_ok();
+        change = changed.then(|| *changes.borrow());
+    }
+    loop {
+        match server.overview.look(&server.control(), &changes, change).await {
+            Ok(looked) => return looked,
+            // The database pauses; a stream that ended would only begin again.
+            Err(error) => {
+                tracing::debug!("no overview was made: {error}");
+                sleep(OFTEN).await;
+            }
+        }
     }
 }

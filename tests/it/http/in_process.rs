@@ -2,14 +2,14 @@
 //! side writes is at once there for the other, so that no time passes on the way.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use assetwatch::clock::{Clock, Timestamp};
 use assetwatch::config::{Http, Listen};
 use assetwatch::control::{Control, Running};
 use assetwatch::http::{Face, Gate, bind, serve};
-use assetwatch::store::{NewWatch, Store};
+use assetwatch::store::{Blocking, NewWatch, Store};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::time::{Instant, sleep, timeout};
@@ -20,6 +20,8 @@ const MINUTE: Duration = Duration::from_secs(60);
 struct Served {
     directory: tempfile::TempDir,
     store: Store,
+    /// How long the database takes for whatever it is asked.
+    slowness: Arc<Mutex<Duration>>,
     serving: tokio::task::JoinHandle<()>,
 }
 
@@ -32,7 +34,16 @@ impl Drop for Served {
 impl Served {
     async fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let store = Store::open(&directory.path().join("assetwatch.db")).await.unwrap();
+        let slowness = Arc::new(Mutex::new(Duration::ZERO));
+        let slow = Arc::clone(&slowness);
+        let blocking = Blocking::new(move |work| {
+            let slowness = *slow.lock().unwrap();
+            tokio::spawn(async move {
+                sleep(slowness).await;
+                tokio::task::spawn_blocking(work).await.unwrap();
+            });
+        });
+        let store = Store::open_with(&directory.path().join("assetwatch.db"), blocking).await.unwrap();
         let control = Control {
             store: store.clone(),
             clock: Clock::new(|| Timestamp::from_millis(1_790_000_000_000)),
@@ -48,7 +59,7 @@ impl Served {
             let (_face, shown) = tokio::sync::watch::channel(face);
             serve(bound, shown, std::future::pending()).await;
         });
-        Self { directory, store, serving }
+        Self { directory, store, slowness, serving }
     }
 
     /// Asks, and reads nothing.
@@ -80,6 +91,47 @@ async fn rest(stream: &mut UnixStream) -> Vec<u8> {
     // A connection that was cut may say so.
     let _ = stream.read_to_end(&mut bytes).await;
     bytes
+}
+
+/// What comes within a time.
+async fn heard(stream: &mut UnixStream, time: Duration) -> String {
+    let mut bytes = Vec::new();
+    let _ = timeout(time, async { while stream.read_buf(&mut bytes).await.unwrap() > 0 {} }).await;
+    String::from_utf8(bytes).unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_overview_that_is_there_is_answered_at_once_while_a_stream_waits_for_its_next() {
+    let served = Served::new().await;
+    let mut stream = served.ask("/v1/overview/stream").await;
+    let first = heard(&mut stream, MINUTE / 600).await;
+    assert!(first.contains("\"waiting\":0"), "{first}");
+    // The stream may tell of it when a second has passed since it looked.
+    served.add(1, "1").await;
+    sleep(MINUTE / 120).await;
+    let begun = Instant::now();
+    let answer = rest(&mut served.ask("/v1/overview").await).await;
+    let answer = String::from_utf8(answer).unwrap();
+    assert!(answer.contains("\"waiting\":0"), "{answer}");
+    assert!(begun.elapsed() < MINUTE / 600, "{:?}", begun.elapsed());
+    let next = heard(&mut stream, MINUTE / 60).await;
+    assert!(next.contains("\"waiting\":1"), "{next}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_of_the_overview_is_not_silent_while_a_look_takes_long() {
+    let served = Served::new().await;
+    // It is there, and needs the database no more to begin.
+    rest(&mut served.ask("/healthz").await).await;
+    *served.slowness.lock().unwrap() = 2 * MINUTE;
+    let mut stream = served.ask("/v1/overview/stream").await;
+    for part in 1..=3 {
+        let silent = heard(&mut stream, MINUTE / 2).await;
+        assert!(silent.contains(":\n\n") && !silent.contains("data"), "{part}: {silent}");
+    }
+    // It asks several times.
+    let told = heard(&mut stream, 30 * MINUTE).await;
+    assert!(told.contains("event: overview\ndata: "), "{told}");
 }
 
 #[tokio::test(start_paused = true)]
