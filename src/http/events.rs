@@ -29,6 +29,8 @@ pub(super) const EVENT_STREAM: [(HeaderName, &str); 3] = [
 ];
 /// A stream on which nothing happens says so, or a proxy would take it for dead.
 pub(super) const HEARTBEAT: Duration = Duration::from_secs(15);
+/// The first line of a stream: so many milliseconds after it was lost its reader comes again.
+const RETRY: &str = "retry: 2000\n";
 /// Between two pages for a stream that is behind: it may not take the database for itself.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -115,6 +117,7 @@ fn parsed_seq(text: &str) -> Option<i64> {
 /// Events, oldest first.
 #[utoipa::path(get, path = "/v1/events", tag = "events", params(Query),
     responses((status = 200, description = "A page", body = EventPage),
+        (status = 409, description = "The cursor is ahead of the database, which is an older copy", body = Problem, content_type = "application/problem+json"),
         (status = "default", description = "A problem", body = Problem, content_type = "application/problem+json")))]
 pub(super) async fn list(
     State(server): State<Server>,
@@ -122,6 +125,16 @@ pub(super) async fn list(
 ) -> Result<Json<EventPage>, Problem> {
     let after = query.cursor.0.unwrap_or_default();
     let events = server.control().events(after, query.since.unwrap_or_default(), query.limit.0).await?;
+    if events.is_empty() {
+        let latest = server.control().store.latest_event().await?;
+        if after > latest {
+            let why = format!(
+                "the cursor is after event {after}, and the latest event is {latest}: the database is an older copy; begin \
+                 again without the cursor, or with `since`"
+            );
+            return Err(Problem::new(StatusCode::CONFLICT, why));
+        }
+    }
     let next_cursor = Cursor::after(events.last().map(|event| event.seq), events.len(), query.limit);
     Ok(Json(EventPage { events, next_cursor }))
 }
@@ -155,22 +168,25 @@ pub(super) async fn stream(
     // Before the database is looked at: what happens between the two is not missed.
     let pages = server.feed.subscribe();
     let latest = server.control().store.latest_event().await?;
-    // One that lies ahead is of before an older backup was restored, whose events the caller has not seen.
-    let set_back = last.is_some_and(|last| last > latest);
     let position = last.unwrap_or(latest).min(latest);
-    // So that the caller knows at once that it is connected, when to try again if it is not any more, and where.
-    let mut greeting = String::from("retry: 2000\n");
-    if set_back {
-        greeting.push_str(&format!("id: {latest}\n"));
-    }
-    greeting.push('\n');
-    let greeting = Some(greeting.into());
+    let set_back = last.filter(|last| *last > latest).map(|last| set_back(last, latest)).unwrap_or_default();
+    let greeting = Some(format!("{RETRY}{set_back}\n").into());
     let stream = Stream { server, pages, position, behind: position < latest, greeting, _permit: permit };
     let body = Body::from_stream(unfold(stream, async |mut stream| {
         let frame = stream.next().await?;
         Some((Ok::<_, Infallible>(frame), stream))
     }));
     Ok((EVENT_STREAM, body).into_response())
+}
+
+/// What is said to a caller that was told more than this database knows, as after a backup was restored. An error would do
+/// for a program; a browser takes that for the end, and does not come again.
+fn set_back(last: i64, latest: i64) -> String {
+    tracing::info!("a stream goes on after event {latest}: its reader has seen event {last} of a newer database");
+    format!(
+        ": there is no event {last} yet, the database is an older copy; what comes now is after event {latest}, and \
+         /v1/events?since= has what was before\nid: {latest}\n"
+    )
 }
 
 struct Stream {
@@ -180,7 +196,7 @@ struct Stream {
     position: i64,
     /// Whether the database has to be read, since the feed's pages do not follow on the position.
     behind: bool,
-    /// What is sent first.
+    /// What is sent first, so that the caller knows at once that it is connected.
     greeting: Option<Bytes>,
     _permit: OwnedSemaphorePermit,
 }

@@ -1,5 +1,6 @@
 //! Streams of events and of the overview.
 
+use reqwest::Method;
 use rustix::process::Signal;
 use serde_json::json;
 
@@ -38,9 +39,37 @@ async fn a_stream_is_resumed_without_a_gap_or_a_repetition() {
     let mut ahead = caller.stream("/v1/events/stream", Some("999999")).await;
     place.database().execute("INSERT INTO watches (asset_id) VALUES ('active_restored')", []).unwrap();
     assert_eq!(ahead.next().await.unwrap().data["body"]["data"]["asset_id"], "active_restored");
-    let bad =
-        crate::rig::answer(caller.request(reqwest::Method::GET, "/v1/events/stream").header("last-event-id", "x"));
+    let bad = crate::rig::answer(caller.request(Method::GET, "/v1/events/stream").header("last-event-id", "x"));
     assert_eq!(bad.await.status, 400);
+    assert!(daemon.stop().await.success());
+}
+
+/// As after a restore of a backup: whoever was told more than the database knows would wait for numbers that come again.
+#[tokio::test]
+async fn a_stream_that_is_ahead_of_the_database_is_set_back_to_it() {
+    let api = slow_api().await;
+    let (place, daemon, caller) = served(&api, "").await;
+    caller.post("/v1/watches", json!({"asset_id": "active_1"})).await;
+    place.until_state("active_1", "settled").await;
+    let begins = async |last: &str| {
+        let request = caller.request(Method::GET, "/v1/events/stream").header("last-event-id", last);
+        let begin = request.send().await.unwrap().chunk().await.unwrap().unwrap();
+        String::from_utf8(begin.to_vec()).unwrap()
+    };
+    let begin = begins("1000").await;
+    assert!(begin.lines().any(|line| line == "id: 1") && begin.ends_with("\n\n"), "a browser takes that: {begin:?}");
+    assert!(begin.contains(": there is no event 1000 yet"), "{begin:?}");
+    let mut stream = caller.stream("/v1/events/stream", Some("1000")).await;
+    caller.post("/v1/watches", json!({"asset_id": "active_2"})).await;
+    assert_eq!(stream.next().await.unwrap().id, "2");
+
+    let page = caller.get("/v1/events?cursor=3e8").await;
+    assert_eq!(page.status, 409, "{page:?}");
+    assert!(page.detail().contains("the latest event is 2") && page.detail().contains("`since`"), "{page:?}");
+    // Events that were pruned have been there all the same.
+    place.database().execute("DELETE FROM events", []).unwrap();
+    assert_eq!(begins("2").await, "retry: 2000\n\n");
+    assert_eq!(caller.get("/v1/events?cursor=2").await.body["events"], json!([]));
     assert!(daemon.stop().await.success());
 }
 
