@@ -16,7 +16,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::Server;
 use super::extract::{Cursor, Json, PageSize, Params, parsed};
-use super::feed::{PAGE, Page, frame};
+use super::feed::{PAGE, PAGE_BYTES, Page, frame};
 use super::problem::Problem;
 use crate::clock::Timestamp;
 use crate::store::EventRow;
@@ -248,12 +248,12 @@ impl Stream {
     async fn catch_up(&mut self) -> Option<Bytes> {
         let store = self.server.control().store;
         let read = tokio::select! {
-            read = store.events(self.position, Timestamp::default(), PAGE) => read,
+            read = store.next_events(self.position, PAGE, PAGE_BYTES) => read,
             () = self.server.stopped() => { self.behind = false; return None }
         };
         match read {
-            Ok(events) => {
-                self.behind = events.len() >= PAGE as usize;
+            Ok((events, more)) => {
+                self.behind = more;
                 if self.behind {
                     sleep(PAUSE).await;
                 }

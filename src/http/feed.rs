@@ -9,15 +9,18 @@ use axum::body::Bytes;
 use tokio::sync::{Notify, broadcast, watch};
 use tokio::time::sleep;
 
-use crate::clock::Timestamp;
 use crate::store::{EventRow, Store, StoreError};
 
 /// Between two looks. Whatever happens meanwhile is gathered, so that a busy database is not read for each commit.
 const PACE: Duration = Duration::from_millis(50);
+/// After a page that was full: what it left is there already.
+const REST: Duration = Duration::from_millis(5);
 /// How often what other processes wrote is looked for.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Events that are read at once.
 pub(super) const PAGE: u32 = 500;
+/// And bytes of their bodies: every stream that is behind has a page of its own.
+pub(super) const PAGE_BYTES: usize = 256 * 1024;
 /// Pages that a slow stream may be behind before it has to read the database itself.
 const PAGES: usize = 16;
 
@@ -91,8 +94,9 @@ impl Feed {
     pub async fn run(&self, store: &Store, mut position: i64) {
         let (mut commits, mut version) = (store.commits(), None);
         loop {
+            let mut pace = PACE;
             match self.look(store, &mut position).await {
-                Ok(true) => {}
+                Ok(true) => pace = REST,
                 Ok(false) => self.changed(store, &mut commits, &mut version).await,
                 // It is met, and told, wherever it matters more.
                 Err(error) => {
@@ -101,7 +105,7 @@ impl Feed {
                 }
             }
             self.0.changes.send_modify(|changes| *changes = changes.wrapping_add(1));
-            sleep(PACE).await;
+            sleep(pace).await;
         }
     }
 
@@ -116,11 +120,10 @@ impl Feed {
                 return Ok(false);
             }
         }
-        let events = store.events(after, Timestamp::default(), PAGE).await?;
+        let (events, more) = store.next_events(after, PAGE, PAGE_BYTES).await?;
         let Some(last) = events.last().map(|event| event.seq) else { return Ok(false) };
         *position = last;
         self.tell(&events);
-        let more = events.len() >= PAGE as usize;
         let frames = events.into_iter().map(|event| (event.seq, frame(&event))).collect();
         // An error means that no stream is open.
         let _ = self.0.pages.send(Arc::new(Page { after, frames }));

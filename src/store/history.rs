@@ -76,6 +76,28 @@ impl Store {
         .await
     }
 
+    /// The events after `after` (a `seq`), oldest first: at most `limit`, and no more after `bytes` of their bodies, since
+    /// a caller's metadata may be most of one. And whether there may be more.
+    pub async fn next_events(&self, after: i64, limit: u32, bytes: usize) -> Result<(Vec<EventRow>, bool), StoreError> {
+        self.look(move |connection| {
+            let mut statement = connection.prepare_cached(
+                "SELECT seq, id, watch_id, type, body, created_at FROM events WHERE seq > ?1 ORDER BY seq LIMIT ?2",
+            )?;
+            let (mut events, mut size) = (Vec::new(), 0);
+            for event in statement.query_map(params![after, limit], event)? {
+                let event = event?;
+                size += event.body.len();
+                events.push(event);
+                if size >= bytes {
+                    return Ok((events, true));
+                }
+            }
+            let more = events.len() >= limit as usize;
+            Ok((events, more))
+        })
+        .await
+    }
+
     /// The `seq` of the latest event, even if it has been pruned since; 0 when there was none.
     pub async fn latest_event(&self) -> Result<i64, StoreError> {
         self.look(|connection| {

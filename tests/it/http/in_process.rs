@@ -134,6 +134,46 @@ async fn a_stream_of_the_overview_is_not_silent_while_a_look_takes_long() {
     assert!(told.contains("event: overview\ndata: "), "{told}");
 }
 
+/// The sizes of the pieces in which an answer was sent.
+fn pieces(answer: &str) -> Vec<usize> {
+    let (_, mut rest) = answer.split_once("\r\n\r\n").unwrap();
+    let mut sizes = Vec::new();
+    while let Some((size, after)) = rest.split_once("\r\n") {
+        sizes.push(usize::from_str_radix(size, 16).unwrap());
+        rest = after.get(sizes[sizes.len() - 1] + 2..).unwrap_or_default();
+    }
+    sizes
+}
+
+/// However much callers give along with their assets, and however many streams are behind.
+#[tokio::test(start_paused = true)]
+async fn a_stream_keeps_little_of_the_events_that_it_has_not_sent() {
+    let served = Served::new().await;
+    let database = rusqlite::Connection::open(served.store.path()).unwrap();
+    let happens = async |path: &str| {
+        let mut stream = served.ask(path).await;
+        let begin = heard(&mut stream, MINUTE / 60).await;
+        let sql = "WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 100)
+            INSERT INTO events (id, type, body, created_at)
+            SELECT 'evt_' || hex(randomblob(8)), 'asset.active', CAST('{\"x\":\"' || printf('%.*c', 20000, 'x') || '\"}' AS BLOB), 0 FROM n";
+        database.execute(sql, []).unwrap();
+        begin + &heard(&mut stream, MINUTE).await
+    };
+    for path in ["/v1/events/stream", "/v1/events/stream?last_event_id=0"] {
+        let sent = happens(path).await;
+        let count = if path.contains('?') { 200 } else { 100 };
+        assert_eq!(sent.matches("event: asset.active\n").count(), count, "{path}");
+        let largest = pieces(&sent).into_iter().max().unwrap();
+        assert!((100_000..300_000).contains(&largest), "{path}: {largest}");
+    }
+    // One event is never too long.
+    let huge = "INSERT INTO events (id, type, body, created_at)
+        VALUES ('evt_huge', 'asset.active', CAST('{\"x\":\"' || printf('%.*c', 900000, 'x') || '\"}' AS BLOB), 0)";
+    database.execute(huge, []).unwrap();
+    let mut stream = served.ask("/v1/events/stream?last_event_id=200").await;
+    assert!(heard(&mut stream, MINUTE).await.contains("evt_huge"));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_caller_that_takes_nothing_of_its_answer_is_given_up() {
     let served = Served::new().await;

@@ -176,6 +176,19 @@ async fn events_are_read_in_the_order_of_their_commits() {
     assert_eq!(seqs(1, Timestamp::default(), 99).await, [2, 3], "after this one");
     assert_eq!(seqs(0, Timestamp::default(), 2).await, [1, 2]);
     assert_eq!(seqs(0, NOW + SECOND, 99).await, [2], "since then");
+
+    base.execute("UPDATE events SET body = CAST('\"' || printf('%.*c', 998, 'x') || '\"' AS BLOB)");
+    for (after, limit, bytes, found) in [
+        (0, 99, 9_999, (vec![1, 2, 3], false)),
+        (0, 2, 9_999, (vec![1, 2], true)),
+        (0, 99, 1_001, (vec![1, 2], true)),
+        (0, 99, 1, (vec![1], true)),
+        (2, 99, 1_001, (vec![3], false)),
+        (3, 99, 1, (vec![], false)),
+    ] {
+        let (events, more) = base.store.next_events(after, limit, bytes).await.unwrap();
+        assert_eq!((events.iter().map(|event| event.seq).collect(), more), found, "{after} {limit} {bytes}");
+    }
 }
 
 #[tokio::test]
