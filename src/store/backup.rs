@@ -105,6 +105,8 @@ fn source(database: &Path) -> Result<Connection, String> {
 }
 
 fn check_target(database: &Path, file: &Path, replace: bool) -> Result<(), BackupError> {
+    // A link's log is beside the file that it leads to.
+    let database = database.canonicalize().unwrap_or_else(|_| database.to_owned());
     let named = |end: &str| {
         let mut name = database.as_os_str().to_owned();
         name.push(end);

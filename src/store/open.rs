@@ -51,6 +51,8 @@ pub(super) fn open(path: &Path, blocking: Blocking) -> Result<Store, StoreError>
     let unusable = |why: String| StoreError::Unusable { path: path.to_owned(), why };
     // SQLite gives `:memory:` and `file:…` a meaning of their own, and an absolute path none.
     let absolute = std::path::absolute(path).map_err(|error| unusable(error.to_string()))?;
+    // SQLite keeps its log beside the file that a link leads to, and so does everything that is derived from the name here.
+    let absolute = std::fs::canonicalize(&absolute).unwrap_or(absolute);
     let path = absolute.as_path();
     if std::fs::metadata(path).is_ok_and(|file| !file.is_file()) {
         return Err(unusable("it is not a regular file; name another one with `--database`".into()));

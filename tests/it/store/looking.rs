@@ -10,7 +10,9 @@ use super::*;
 
 /// Work that waits until the test runs it.
 #[derive(Clone, Default)]
-struct Work(Arc<Mutex<VecDeque<Box<dyn FnOnce() + Send>>>>);
+struct Work(Arc<Mutex<VecDeque<Piece>>>);
+
+type Piece = Box<dyn FnOnce() + Send>;
 
 impl Work {
     fn blocking(&self) -> Blocking {

@@ -247,3 +247,17 @@ async fn the_file_of_the_first_version_is_brought_up_to_date() {
     assert_eq!(base.parcels(terms(&[("cms", 1)])).await.len(), 1);
     Store::open(base.store.path()).await.unwrap();
 }
+
+#[tokio::test]
+async fn the_log_of_a_linked_database_is_looked_at_where_the_link_leads() {
+    let directory = tempfile::tempdir().unwrap();
+    let (file, link) = (directory.path().join("moved/there.db"), directory.path().join("assetwatch.db"));
+    drop(Store::open(&file).await.unwrap());
+    std::os::unix::fs::symlink(&file, &link).unwrap();
+    let log = directory.path().join("moved/there.db-wal");
+    std::fs::write(&log, [7; 4_096]).unwrap();
+    let Err(StoreError::Unusable { path, why }) = Store::open(&link).await else { panic!("it was opened") };
+    assert_eq!(path, link, "as it was named");
+    assert!(why.contains("write-ahead log") && why.contains("there.db-wal"), "{why}");
+    assert_eq!(std::fs::read(&log).unwrap(), [7; 4_096], "as it was");
+}
