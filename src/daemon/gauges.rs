@@ -14,7 +14,7 @@ use crate::clock::Timestamp;
 use crate::control::{Control, HookShown, HookState, Running};
 use crate::event::CALLBACK;
 use crate::meter::{Backlogs, CALLBACKS, HookStates, NOT_CONFIGURED, Pacing, Waiting};
-use crate::store::StoreError;
+use crate::store::{Store, StoreError};
 use crate::telemetry::Metrics;
 
 /// Between two looks.
@@ -38,7 +38,8 @@ impl Gauges {
         let (follow, seen) = watch::channel((control.clone(), engine.running()));
         let mut tasks = JoinSet::new();
         tasks.spawn(metrics.clone().keep_small());
-        tasks.spawn(look_on(metrics, seen));
+        // What is counted may take a while, and the work's own looks must not wait for it.
+        tasks.spawn(look_on(metrics, control.store.beside(), seen));
         Self { follow, _tasks: tasks }
     }
 
@@ -48,10 +49,11 @@ impl Gauges {
     }
 }
 
-async fn look_on(metrics: Metrics, mut seen: watch::Receiver<Seen>) {
+async fn look_on(metrics: Metrics, store: Store, mut seen: watch::Receiver<Seen>) {
     let mut set = Set::default();
     loop {
         let (control, running) = seen.borrow_and_update().clone();
+        let control = Control { store: store.clone(), ..control };
         let begun = Instant::now();
         set.paces(&control, &running);
         match set.database(&control).await {

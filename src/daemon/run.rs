@@ -47,9 +47,7 @@ pub async fn run(
     let mut server = Server::bind(&settings, metrics.clone()).await?;
     let mut engine = start(&control, &settings, None).await?;
     server.show(&control, &engine);
-    // What is counted there may take a while, and the work's own looks must not wait for it.
-    let counting = Control { store: control.store.beside(), ..control.clone() };
-    let gauges = metrics.map(|metrics| Gauges::start(metrics, &counting, &engine));
+    let gauges = metrics.map(|metrics| Gauges::start(metrics, &control, &engine));
     tracing::info!(version = env!("ASSETWATCH_VERSION"), database = %settings.database.display(), "started");
     let mut report = Report::of(&control).await;
     systemd::ready(&report.text());
