@@ -106,13 +106,14 @@ pub fn start(verbosity: Verbosity, format: Format, color: bool, screen: Screen) 
 
 fn to_stderr(filter: EnvFilter, into_journal: bool, color: bool, screen: Screen) {
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_target(false).with_ansi(color);
-    let log = log.with_writer(move || Lines { screen: screen.clone(), color });
+    // What cannot be written is lost: to say so on the same stderr would end us.
+    let log = log.with_writer(move || Lines { screen: screen.clone(), color }).log_internal_errors(false);
     let _ = if into_journal { log.without_time().try_init() } else { log.with_timer(SystemTime).try_init() };
 }
 
 fn to_stderr_as_json(filter: EnvFilter, screen: Screen) {
     let log = tracing_subscriber::fmt().json().flatten_event(true).with_current_span(false).with_span_list(false);
-    let log = log.with_env_filter(filter).with_timer(SystemTime);
+    let log = log.with_env_filter(filter).with_timer(SystemTime).log_internal_errors(false);
     let _ = log.with_writer(move || Lines { screen: screen.clone(), color: false }).try_init();
 }
 

@@ -144,3 +144,18 @@ async fn log_lines_and_live_lines_do_not_tear_each_other() {
         assert!(after.trim_end().ends_with(|c: char| c.is_ascii_digit()), "torn: {after:?}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_cannot_be_written_ends_nothing() {
+    let api = Server::api().await;
+    for format in ["text", "json"] {
+        let place = Place::new(&api, "");
+        let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+        let mut run = assetwatch(&place, &["--log-format", format, "run"]);
+        let daemon = run.stdin(Stdio::null()).stdout(Stdio::null()).stderr(full).kill_on_drop(true).spawn().unwrap();
+        assert_eq!(unheard(&place, &["add", "active_1"], "").await, Some(0));
+        place.until("SELECT count(*) FROM watches WHERE state = 'settled'", 1).await;
+        signal(&daemon, Signal::TERM);
+        assert_eq!(ended(daemon).await, Some(0), "{format}");
+    }
+}
