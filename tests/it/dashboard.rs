@@ -7,16 +7,22 @@ use crate::rig::{Browser, Caller, DOWN, Daemon, ENTER, ESCAPE, Place, Reply, Ser
 
 const SKIPPED: &str = "skipped: there is no Chromium (Debian: apt install chromium chromium-driver)";
 const HOSTILE: &str = "<img src=x onerror=alert(1)>";
+/// An asset with numbers that JavaScript cannot hold.
+const VAST: &str = r#"{"data":{"id":"active_vast","status":"active","type":"video",
+    "size":{"width":9007199254740993,"height":9223372036854775807},"duration":9007199254740995,"frames":9007199254740997}}"#;
 const TOKEN: &str = "a-token-for-the-dashboard";
 /// A second poll comes by itself only after an hour.
 const PATIENT: [(&str, &str); 2] = [("ASSETWATCH_BACKOFF_INITIAL", "1h"), ("ASSETWATCH_BACKOFF_MAX", "1h")];
 
-/// An API in which `active_1` is active at once, and `held_1` is processing until it is released.
+/// An API in which `active_1` is active at once, and `held_1` is processing until it is released; `active_vast` is vast.
 async fn api() -> (Server, Arc<AtomicBool>) {
     let released = Arc::new(AtomicBool::new(false));
     let known = Arc::clone(&released);
     let api = Server::start(move |request| {
         let id = percent_encoding::percent_decode_str(request.asset()).decode_utf8().unwrap();
+        if id == "active_vast" {
+            return Reply::json(VAST);
+        }
         let waits = !id.starts_with("active") && !known.load(Ordering::Relaxed);
         Reply::asset(&id, if waits { "processing" } else { "active" })
     });
@@ -252,6 +258,27 @@ async fn cancel(scene: &Scene) {
     browser.until("document.activeElement === document.querySelector('#watch-title')").await;
     browser.press(ESCAPE).await;
     browser.until("location.hash.startsWith('#/watches') && !document.querySelector('#watches').hidden").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn numbers_that_javascript_cannot_hold_are_shown_as_they_are() {
+    let Some(scene) = Scene::set("").await else { return };
+    let browser = &scene.browser;
+    scene.add(&["active_vast"]).await;
+    scene.place.until_state("active_vast", "settled").await;
+    browser.open(&format!("{}#/watch/active_vast", scene.url)).await;
+    browser.until("document.querySelector('#watch .timeline') ?? document.querySelector('#watch .problem')").await;
+    let told = browser.run("return document.querySelector('#watch .rows').textContent").await;
+    for exact in [
+        "9007199254740993 × 9223372036854775807",
+        "9,007,199,254,740,995 s",
+        "9,007,199,254,740,997",
+        "\"n\": 12345678901234567890",
+        "\"frames\": 9007199254740997",
+    ] {
+        assert!(told.as_str().unwrap().contains(exact), "{exact}: {told}");
+    }
+    scene.assert_quiet().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

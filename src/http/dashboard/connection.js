@@ -61,10 +61,25 @@ async function request(method, path, accept, signal) {
   }
 }
 
-/** JSON, with the digits of whole numbers that JavaScript cannot hold: a caller's metadata is shown as it is. */
+/** A number that JavaScript cannot hold, by its digits: as text, and as JSON, it is what was sent. */
+class Digits {
+  constructor(digits) {
+    this.digits = digits;
+  }
+
+  toString() {
+    return this.digits;
+  }
+
+  toJSON() {
+    return JSON.rawJSON(this.digits);
+  }
+}
+
+/** JSON, in which nothing is rounded that is too large for JavaScript: it is shown as the API or a caller wrote it. */
 const read = (text) => JSON.parse(text, (_key, value, context) =>
-  (Number.isInteger(value) && !Number.isSafeInteger(value) && context?.source && JSON.rawJSON
-    ? JSON.rawJSON(context.source) : value));
+  (typeof value === "number" && Math.abs(value) > Number.MAX_SAFE_INTEGER && context?.source && JSON.rawJSON
+    ? new Digits(context.source) : value));
 
 /** A header holds only plain letters; another token is wrong anyway, and it is the daemon that is to say so. */
 const encodeToken = (token) => token.replace(/[^\x20-\x7e]/g, "?");

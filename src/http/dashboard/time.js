@@ -76,7 +76,5 @@ function tick() {
 }
 
 const number = new Intl.NumberFormat("en-GB");
-/** The digits of a whole number that JavaScript cannot hold, see `read`; any other as it is. */
-const exact = (n) => n?.rawJSON ?? n;
-const count = (n) => number.format(exact(n) ?? 0);
+const count = (n) => number.format(n ?? 0);
 const several = (n, one, many) => `${count(n)} ${n === 1 ? one : many}`;

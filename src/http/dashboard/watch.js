@@ -29,7 +29,7 @@ class WatchView {
     const { watch } = history;
     fill(byId("watch-title"), shown(watch.asset_id));
     document.title = `${word(watch)} · ${watch.asset_id} · assetwatch`;
-    const [before, now] = [this.last, { id: watch.id, word: word(watch) }];
+    const [before, now] = [this.last, { id: String(watch.id), word: word(watch) }];
     // Said once for each change, and only of what is looked at.
     if (before?.id === now.id && before.word !== now.word) say(`${watch.asset_id} is now ${now.word}.`);
     this.last = now;
@@ -69,7 +69,7 @@ function blocked({ account_closed: closed }) {
 }
 
 function known(watch) {
-  const size = watch.width !== null && watch.height !== null && `${exact(watch.width)} × ${exact(watch.height)}`;
+  const size = watch.width !== null && watch.height !== null && `${watch.width} × ${watch.height}`;
   return make("section", { "aria-label": "What is known" }, facts([
     ["url", watch.url && link(watch.url)],
     ["type", watch.type && shown(watch.type)],
@@ -129,10 +129,10 @@ function timeline(history) {
 const offset = (ms) => (ms < 1 ? "" : `+${ms < 1000 ? `${ms} ms` : span(ms)}`);
 
 function marksOf({ watch, events: facts, deliveries, attempts }) {
-  const hookOf = new Map(deliveries.map(({ id, hook }) => [id, hook]));
+  const hookOf = new Map(deliveries.map(({ id, hook }) => [String(id), hook]));
   const attempt = (row) => {
     const { delivery_id: delivery, number, started_at: at, outcome: how } = row;
-    const what = [`Attempt ${number} at delivery ${delivery} to `, shown(hookOf.get(delivery) ?? "?"), ": ", outcome(row)];
+    const what = [`Attempt ${number} at delivery ${delivery} to `, shown(hookOf.get(String(delivery)) ?? "?"), ": ", outcome(row)];
     return mark(`attempt ${delivery} ${number}`, at, how ?? "waiting", what, output(row));
   };
   const next = ({ id, hook, state, due_at: due }) => state === "waiting" && millis(due) > clock.now()
