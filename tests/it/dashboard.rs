@@ -7,10 +7,11 @@ use crate::rig::{Browser, Caller, DOWN, Daemon, ENTER, ESCAPE, Place, Reply, Ser
 
 const SKIPPED: &str = "skipped: there is no Chromium (Debian: apt install chromium chromium-driver)";
 const HOSTILE: &str = "<img src=x onerror=alert(1)>";
+/// With spaces in it, which belong to it, and around it, which do not.
+const TOKEN: &str = " a token  for the dashboard~ ";
 /// An asset with numbers that JavaScript cannot hold.
 const VAST: &str = r#"{"data":{"id":"active_vast","status":"active","type":"video",
     "size":{"width":9007199254740993,"height":9223372036854775807},"duration":9007199254740995,"frames":9007199254740997}}"#;
-const TOKEN: &str = "a-token-for-the-dashboard";
 /// A second poll comes by itself only after an hour.
 const PATIENT: [(&str, &str); 2] = [("ASSETWATCH_BACKOFF_INITIAL", "1h"), ("ASSETWATCH_BACKOFF_MAX", "1h")];
 

@@ -30,8 +30,10 @@ function askForToken(used) {
       : "It does not accept the one that you gave. The right one is in the file that `http.token_file` names."));
     dialog.oncancel = (event) => event.preventDefault();
     dialog.onclose = () => {
-      if (field.value.trim() === "") return dialog.showModal();
-      sessionStorage.setItem(TOKEN, field.value.trim());
+      // The daemon reads its file without the spaces around the token, too: none begins or ends with one.
+      const given = field.value.trim();
+      if (given === "") return dialog.showModal();
+      sessionStorage.setItem(TOKEN, given);
       field.value = "";
       byId("forget").hidden = false;
       asking = null;
@@ -81,7 +83,8 @@ const read = (text) => JSON.parse(text, (_key, value, context) =>
   (typeof value === "number" && Math.abs(value) > Number.MAX_SAFE_INTEGER && context?.source && JSON.rawJSON
     ? new Digits(context.source) : value));
 
-/** A header holds only plain letters; another token is wrong anyway, and it is the daemon that is to say so. */
+/** A header holds only printable ASCII, which a token is made of; another one is wrong anyway, and it is the daemon that
+ *  is to say so. */
 const encodeToken = (token) => token.replace(/[^\x20-\x7e]/g, "?");
 
 /** One request, and its JSON. */
