@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 
 use super::{Control, HookShown, account_standing};
 use crate::clock::Timestamp;
-use crate::store::{AccountRow, Overview, Settled, StoreError, WaitingTime};
+use crate::store::{AccountRow, Lateness, Overview, Settled, StoreError, WaitingTime};
 use crate::watch::State;
 
 /// So many minutes are counted.
@@ -78,6 +78,8 @@ pub struct AccountShown {
     pub allowed_rate: Option<f64>,
     /// How many of its polls are under way.
     pub in_flight: Option<u32>,
+    /// Since when the longest overdue of its watches has been due, if one is.
+    pub oldest_due_at: Option<Timestamp>,
 }
 
 impl Control {
@@ -86,7 +88,8 @@ impl Control {
         let now = self.clock.now();
         let Overview { states, statuses, settled, waiting_times } = self.store.overview(MINUTES, now).await?;
         let count = |state: State| states.get(state.as_str()).copied().unwrap_or_default();
-        let oldest_due_at = self.store.lateness(now).await?.into_iter().map(|late| late.oldest_due_at).min();
+        let late = self.store.lateness(now).await?;
+        let oldest_due_at = late.iter().map(|late| late.oldest_due_at).min();
         let hooks = self.hooks_shown().await?;
         Ok(OverviewShown {
             version: env!("CARGO_PKG_VERSION"),
@@ -107,21 +110,27 @@ impl Control {
             },
             settled_per_minute: settled,
             waiting_times,
-            accounts: self.accounts_shown().await?,
+            accounts: self.accounts_late(&late, now).await?,
             hooks,
         })
     }
 
     /// How each account stands: the configured ones in their order, then those for which watches wait all the same.
     pub async fn accounts_shown(&self) -> Result<Vec<AccountShown>, StoreError> {
-        let (rows, now) = (self.store.accounts().await?, self.clock.now());
+        let now = self.clock.now();
+        self.accounts_late(&self.store.lateness(now).await?, now).await
+    }
+
+    async fn accounts_late(&self, late: &[Lateness], now: Timestamp) -> Result<Vec<AccountShown>, StoreError> {
+        let rows = self.store.accounts().await?;
         let mut unnamed = self.unnamed_accounts().await?;
         unnamed.truncate(MOST_UNNAMED);
         let known = |name: &str| {
             let row = rows.iter().find(|row| row.name == name).cloned();
             row.unwrap_or_else(|| AccountRow { name: name.into(), ..AccountRow::default() })
         };
-        let configured = self.accounts.iter().map(|name| self.account_shown(known(name), now));
+        let oldest_due_at = |name: &str| late.iter().find(|late| late.account == name).map(|late| late.oldest_due_at);
+        let configured = self.accounts.iter().map(|name| self.account_shown(known(name), oldest_due_at(name), now));
         let unnamed = unnamed.iter().map(|name| AccountShown {
             row: known(name),
             configured: false,
@@ -129,11 +138,12 @@ impl Control {
             configured_rate: None,
             allowed_rate: None,
             in_flight: None,
+            oldest_due_at: oldest_due_at(name),
         });
         Ok(configured.chain(unnamed).collect())
     }
 
-    fn account_shown(&self, row: AccountRow, now: Timestamp) -> AccountShown {
+    fn account_shown(&self, row: AccountRow, oldest_due_at: Option<Timestamp>, now: Timestamp) -> AccountShown {
         let pace = self.running.paces.get(&row.name);
         let pace = pace.map(|pace| pace.lock().unwrap_or_else(PoisonError::into_inner).load(self.clock.tick()));
         AccountShown {
@@ -143,6 +153,7 @@ impl Control {
             configured_rate: pace.map(|pace| pace.limits.rate),
             allowed_rate: pace.map(|pace| pace.rate),
             in_flight: pace.map(|pace| pace.in_flight),
+            oldest_due_at,
         }
     }
 }

@@ -15,14 +15,17 @@ const VAST: &str = r#"{"data":{"id":"active_vast","status":"active","type":"vide
 /// A second poll comes by itself only after an hour.
 const PATIENT: [(&str, &str); 2] = [("ASSETWATCH_BACKOFF_INITIAL", "1h"), ("ASSETWATCH_BACKOFF_MAX", "1h")];
 
-/// An API in which `active_1` is active at once, and `held_1` is processing until it is released; `active_vast` is vast.
+/// An API in which `active_1` is active at once, and `held_1` is processing until it is released; `active_vast` is vast,
+/// and who asks for `busy` is asked for patience.
 async fn api() -> (Server, Arc<AtomicBool>) {
     let released = Arc::new(AtomicBool::new(false));
     let known = Arc::clone(&released);
     let api = Server::start(move |request| {
         let id = percent_encoding::percent_decode_str(request.asset()).decode_utf8().unwrap();
-        if id == "active_vast" {
-            return Reply::json(VAST);
+        match id.as_ref() {
+            "active_vast" => return Reply::json(VAST),
+            "busy" => return Reply::status(429).with_header("retry-after", "3600"),
+            _ => {}
         }
         let waits = !id.starts_with("active") && !known.load(Ordering::Relaxed);
         Reply::asset(&id, if waits { "processing" } else { "active" })
@@ -279,6 +282,39 @@ async fn numbers_that_javascript_cannot_hold_are_shown_as_they_are() {
     ] {
         assert!(told.as_str().unwrap().contains(exact), "{exact}: {told}");
     }
+    scene.assert_quiet().await;
+}
+
+/// An account that nobody polls is late for ever, and one that the API has asked for patience until that is over.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rate_is_called_too_low_only_where_it_is_the_rate() {
+    let accounts = "[accounts.slow]\nkey_file = \"key\"\nrate = 0.01\n";
+    let Some(scene) = Scene::set(accounts).await else { return };
+    let browser = &scene.browser;
+    scene.add(&["busy"]).await;
+    scene.place.until("SELECT count(*) FROM accounts WHERE name = 'default' AND held_until IS NOT NULL", 1).await;
+    let late = |account: &str, asset: &str| {
+        let due = "CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER) - 7200000";
+        let insert = format!(
+            "INSERT INTO watches (asset_id, account, due_at)
+             SELECT '{asset}_' || value, '{account}', {due} FROM json_each('[1,2,3,4,5]')"
+        );
+        scene.place.database().execute_batch(&insert).unwrap();
+    };
+    late("default", "held");
+    late("nobody", "unnamed");
+    browser.open(&scene.url).await;
+    browser.until("document.querySelector('#figures b.late')?.innerText.startsWith('2 h')").await;
+    let alarms = "[...document.querySelectorAll('#alarms li')].map((item) => item.innerText)";
+    let told = browser.run(&format!("return {alarms}")).await;
+    assert_eq!(told.as_array().unwrap().len(), 1, "{told}");
+    assert!(told[0].as_str().unwrap().starts_with("Account nobody: the configuration does not name it"), "{told}");
+
+    late("slow", "held_slowly");
+    browser.until(&format!("{alarms}.length === 2")).await;
+    let told = browser.run(&format!("return {alarms}")).await;
+    assert!(told.to_string().contains("Account slow: the watch that has waited longest was due 2 h"), "{told}");
+    browser.photograph("dashboard-late.png").await;
     scene.assert_quiet().await;
 }
 

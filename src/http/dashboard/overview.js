@@ -59,29 +59,28 @@ function figure(key, value, href, label, kind = null) {
 
 // ---- what needs attention
 
-function alarmsOf({ accounts, hooks, deliveries, lag_seconds: lag, now }) {
-  const alarms = [...accounts.map(accountAlarm), ...hooks.map(hookAlarm)];
+function alarmsOf({ now, accounts, hooks, deliveries }) {
+  const alarms = [...accounts.map((account) => accountAlarm(account, millis(now))), ...hooks.map(hookAlarm)];
   if (deliveries.dead > 0) {
     const [its, them] = deliveries.dead === 1 ? ["its receiver works", "it"] : ["their receivers work", "them"];
     const what = several(deliveries.dead, "delivery was", "deliveries were");
     alarms.push(item("dead", to(address("deliveries", { state: "dead" }), `${what} given up on`),
       said(`; once ${its}, retry ${them} here or with \`assetwatch deliveries retry --dead\`.`)));
   }
-  const isHeld = (until) => until !== null && millis(until) > millis(now);
-  const polled = ({ configured, closure, held_until: held }) => configured && closure === null && !isHeld(held);
-  if (lag > LATE && accounts.every(polled)) {
-    alarms.push(item("lag", `The watch that has waited longest was due ${span(lag * 1000)} ago. If that grows, its `
-      + "account's rate is too low for what is watched."));
-  }
   return alarms.filter((alarm) => alarm !== null);
 }
 
-function accountAlarm({ name, configured, standing: sentence, closure }) {
+/** Where an account is not polled at all, or not yet, its watches are late for that reason and for no other. */
+function accountAlarm({ name, configured, standing: sentence, closure, held_until: held, oldest_due_at: due }, now) {
+  const alarm = (...what) => item(`account ${name}`, "Account ", shown(name), ": ", what, ".");
   if (!configured) {
-    return item(`account ${name}`, "Account ", shown(name), ": the configuration does not name it, so nothing polls its ",
-      "watches. Add ", make("code", shown(`[accounts.${name}]`)), " and have the daemon reload.");
+    return alarm("the configuration does not name it, so nothing polls its watches. Add ",
+      make("code", shown(`[accounts.${name}]`)), " and have the daemon reload");
   }
-  return closure === null ? null : item(`account ${name}`, "Account ", shown(name), ": ", said(sentence ?? closure), ".");
+  if (closure !== null) return alarm(said(sentence ?? closure));
+  if (millis(held) > now || !(now - millis(due) > LATE * 1000)) return null;
+  return alarm(`the watch that has waited longest was due ${span(now - millis(due))} ago. If that grows, its rate `,
+    "is too low for what is watched");
 }
 
 function hookAlarm({ name, state, disabled_reason: reason, failures, last_error: error }) {
