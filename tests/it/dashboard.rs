@@ -285,6 +285,45 @@ async fn numbers_that_javascript_cannot_hold_are_shown_as_they_are() {
     scene.assert_quiet().await;
 }
 
+/// Whoever dictates, or cannot see, works with it as well.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_said_again_is_heard_again_and_the_key_that_searches_can_be_turned_off() {
+    let Some(scene) = Scene::set("").await else { return };
+    let browser = &scene.browser;
+    browser.look((1360, 900), false).await;
+    browser.open(&scene.url).await;
+    scene.add(&["held_1"]).await;
+    browser.until(&row("held_1", "processing")).await;
+    let finding = "document.activeElement === document.querySelector('#watches [name=search]')";
+    browser.press("/").await;
+    browser.until(finding).await;
+    browser.click("#slash").await;
+    browser.open(&scene.url).await;
+    browser.until(&row("held_1", "processing")).await;
+    browser.press("/").await;
+    assert_eq!(browser.run(&format!("return {finding}")).await, false, "it stays off");
+    browser.click("#slash").await;
+    browser.run("document.activeElement.blur()").await;
+    browser.press("/").await;
+    browser.until(finding).await;
+
+    scene.go("#/watch/held_1").await;
+    browser.until("document.querySelector('#watch [data-action=poll]')").await;
+    browser
+        .run(
+            "window.heard = [];
+             const said = document.querySelector('#said');
+             new MutationObserver(() => { if (said.innerText !== '') heard.push(said.innerText); })
+                 .observe(said, { childList: true, subtree: true, characterData: true });",
+        )
+        .await;
+    browser.click("#watch [data-action=poll]").await;
+    browser.until("heard.length === 1").await;
+    browser.click("#watch [data-action=poll]").await;
+    browser.until("heard.length === 2 && heard[0].startsWith('It is due now') && heard[0] === heard[1]").await;
+    scene.assert_quiet().await;
+}
+
 /// An account that nobody polls is late for ever, and one that the API has asked for patience until that is over.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rate_is_called_too_low_only_where_it_is_the_rate() {

@@ -22,14 +22,14 @@ const live = {
 // ---- saying things
 
 function say(text) {
-  fill(byId("said"), said(text));
-  fill(byId("warned"));
+  announce(byId("said"), text);
+  announce(byId("warned"), "");
   byId("hush").hidden = text === "";
 }
 
 function warn(text) {
-  fill(byId("said"));
-  fill(byId("warned"), said(text));
+  announce(byId("said"), "");
+  announce(byId("warned"), text);
   byId("hush").hidden = false;
 }
 
@@ -237,13 +237,30 @@ document.addEventListener("click", (event) => {
 
 // ---- keys
 
+/** A key that is a character is pressed by accident where somebody dictates: it can be turned off. */
+const KEYS = "assetwatch keys";
+const slash = byId("slash");
+
+function useSlash(on) {
+  slash.checked = on;
+  const { search } = views.watches.form.elements;
+  if (on) search.setAttribute("aria-keyshortcuts", "/");
+  else search.removeAttribute("aria-keyshortcuts");
+}
+
+slash.addEventListener("change", () => {
+  if (slash.checked) localStorage.removeItem(KEYS);
+  else localStorage.setItem(KEYS, "off");
+  useSlash(slash.checked);
+});
+
 const isField = (element) => element.matches?.("input, select, textarea");
 
 function onKey(event) {
   if (event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
   const element = event.target;
   const search = views.watches.form.elements.search;
-  if (event.key === "/" && !isField(element)) {
+  if (event.key === "/" && slash.checked && !isField(element)) {
     event.preventDefault();
     if (live.route.name === "watches") return search.focus();
     live.focus = search;
@@ -279,6 +296,7 @@ document.addEventListener("keydown", onKey);
 
 history.scrollRestoration = "manual";
 byId("forget").hidden = sessionStorage.getItem(TOKEN) === null;
+useSlash(localStorage.getItem(KEYS) !== "off");
 addEventListener("hashchange", navigate);
 setInterval(() => {
   if (document.hidden) return;

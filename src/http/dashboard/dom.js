@@ -104,6 +104,12 @@ function fill(parent, ...children) {
   next?.focus({ preventScroll: true });
 }
 
+/** Has it read out, even where it is what was said last: a screen reader speaks only of what has changed. */
+function announce(place, text) {
+  fill(place);
+  requestAnimationFrame(() => fill(place, said(text)));
+}
+
 const keyOf = (node) => (node.nodeType === Node.ELEMENT_NODE ? node.getAttribute("data-key") : null);
 
 function adopt(parent, wanted) {

@@ -128,7 +128,7 @@ class List {
     if (this.said) return;
     this.said = true;
     const found = `${count(rows.length)}${page.next_cursor === null ? "" : " or more"}`;
-    fill(this.section.querySelector("[role=status]"), `${found} of the ${this.name} fit these filters.`);
+    announce(this.section.querySelector("[role=status]"), `${found} of the ${this.name} fit these filters.`);
   }
 
   pages(query, next) {
