@@ -169,7 +169,9 @@ impl World {
         let due = row.due_at.unwrap_or_default();
         let horizon = wall + 66_000 + 60_000;
         // What was claimed and not recorded is due again when its lease has run out.
-        let taken_over = self.latest.get(&row.id).is_some_and(|before| before.polls == row.polls);
+        let is_over = |before: &Latest| before.lease_until <= wall || !disk::is_alive(before.process);
+        let before = self.latest.get(&row.id).filter(|before| before.polls == row.polls);
+        let taken_over = before.is_some_and(is_over);
         if due > wall && due <= horizon && self.set_at + SECOND < now && !taken_over {
             self.fail("due", format_args!("watch {} is polled {} ms before it is due", row.id, due - wall));
         }
@@ -198,9 +200,9 @@ impl World {
     fn is_last_poll(&self, account: usize, row: &WatchRow) -> bool {
         let patience = row.patience.unwrap_or(self.script.accounts[account].patience.as_millis() as i64) - 2_000;
         let Some(first) = row.first_polled_at else { return false };
-        let answers = self.answers.get(&(account, row.asset.clone())).into_iter().flatten();
-        let began = answers.filter(|answer| answer.wall == first).map(|answer| answer.at).next();
-        let followed = began.map_or(0, |began| (self.time.now() - began).as_millis() as i64);
+        let mut answers = self.answers.get(&(account, row.asset.clone())).into_iter().flatten();
+        let began = answers.find(|answer| answer.wall == first);
+        let followed = began.map_or(0, |began| (self.time.now() - began.at).as_millis() as i64);
         followed.max(self.time.wall() - first) >= patience
     }
 

@@ -10,6 +10,8 @@ use crate::world::{Said, World};
 
 /// Between the probes of an account whose key is refused.
 const PROBES: [Duration; 4] = [MINUTE, Duration::from_secs(120), Duration::from_secs(300), Duration::from_secs(900)];
+/// Failures in a row after which an account is not asked any more; with fewer it is no slower.
+const BREAK_AFTER: u32 = 5;
 /// For what is rounded to milliseconds.
 const ROUNDING: Duration = Duration::from_millis(2);
 
@@ -28,6 +30,8 @@ struct Pace {
     refused: Option<Refused>,
     /// After an outage it begins slowly, and each answer makes it faster: so many at most until it is as fast as before.
     recovering: u32,
+    /// The failures in a row.
+    failures: u32,
 }
 
 /// The key is refused, or the account unpaid: since when, and how many probes have confirmed it.
@@ -50,6 +54,7 @@ impl Paces {
             hold: Default::default(),
             refused: None,
             recovering: 0,
+            failures: 0,
         });
         pace.present = rate;
         if rate > pace.rate {
@@ -126,11 +131,18 @@ impl World {
             self.calm.disturb_account(account, now + disturbed);
         }
         let Some(pace) = self.paces.0.get_mut(&(process, account)) else { return };
-        pace.recovering = match said {
-            Said::Unavailable(_) => pace.rate.ceil() as u32,
-            Said::Status { .. } | Said::Missing | Said::Rejected => pace.recovering.saturating_sub(1),
-            _ => pace.recovering,
-        };
+        match said {
+            Said::Unavailable(_) => {
+                pace.failures += 1;
+                if pace.failures >= BREAK_AFTER {
+                    pace.recovering = pace.rate.ceil() as u32;
+                }
+            }
+            Said::Status { .. } | Said::Missing | Said::Rejected => {
+                (pace.failures, pace.recovering) = (0, pace.recovering.saturating_sub(1));
+            }
+            _ => pace.failures = 0,
+        }
         let unpaid = *said == Said::Unpaid;
         match said {
             Said::Throttled(wait) => {

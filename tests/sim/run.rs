@@ -296,8 +296,10 @@ impl Run {
     async fn restart(&mut self, at: usize, down: Duration) {
         let Some(daemon) = self.daemons[at].take() else { return };
         self.disturb(down + MINUTE);
-        self.world.lock().deaths += 1;
-        self.world.lock().forget_jump();
+        let mut world = self.world.lock();
+        world.deaths += 1;
+        world.forget_jump();
+        drop(world);
         let (process, died) = (daemon.process, Arc::clone(&self.died));
         tokio::select! {
             biased;
