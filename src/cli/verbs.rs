@@ -280,7 +280,7 @@ pub(super) fn since(text: &str) -> Result<String, String> {
 /// Watches for assets that are waited for: those that are there, and new ones for the rest.
 ///
 /// # Errors
-/// When one of the ids is none; nothing is waited for then.
+/// When one of the ids is none, or there is none at all; nothing is waited for then.
 pub async fn watches_for(
     arguments: Vec<String>,
     account: &str,
@@ -288,6 +288,8 @@ pub async fn watches_for(
     output: Output,
 ) -> anyhow::Result<Vec<i64>> {
     let ids = ids(arguments).collect::<Result<Vec<_>, _>>()?;
+    // Whoever was to print them has failed, as a rule: that all of none are active would let what comes next begin.
+    anyhow::ensure!(!ids.is_empty(), "no ids came on stdin; there is nothing to wait for");
     warn_of_account(account, control, output);
     let options = AddOptions { account: account.into(), ..AddOptions::default() };
     let mut watches = Vec::with_capacity(ids.len());

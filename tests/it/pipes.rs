@@ -146,6 +146,15 @@ async fn log_lines_and_live_lines_do_not_tear_each_other() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn to_wait_for_nothing_is_no_success_and_ends() {
+    let api = Server::api().await;
+    let place = Place::new(&api, "");
+    for args in [&["wait", "-"][..], &["wait", "--any", "-"]] {
+        assert_eq!(unheard(&place, args, "\n").await, Some(1), "{args:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_log_that_cannot_be_written_ends_nothing() {
     let api = Server::api().await;
     for format in ["text", "json"] {
