@@ -45,6 +45,9 @@ struct Refused {
 impl Paces {
     /// A process has begun, or was told of another rate: then the faster one counts.
     pub fn begin(&mut self, process: Process, account: usize, rate: f64, now: Duration) {
+        // An account that was closed is so for the next process as well, which begins as slowly.
+        let of_account = self.0.iter().filter(|((_, other), _)| *other == account);
+        let recovering = of_account.map(|(_, pace)| pace.recovering).max().unwrap_or_default();
         let pace = self.0.entry((process, account)).or_insert(Pace {
             rate,
             present: rate,
@@ -53,7 +56,7 @@ impl Paces {
             in_flight: 0,
             hold: Default::default(),
             refused: None,
-            recovering: 0,
+            recovering,
             failures: 0,
         });
         pace.present = rate;

@@ -170,9 +170,8 @@ impl Run {
             self.daemons[at] = None;
             let again = self.time.now() + self.down[at];
             let mut world = self.world.lock();
-            world.deaths += 1;
             world.note(format_args!("daemon {at} has died"));
-            world.forget_jump();
+            world.ended();
             // What it had leased is due again when the leases have run out.
             world.calm.disturb(again + MINUTE);
             drop(world);
@@ -264,9 +263,10 @@ impl Run {
                 world.set_at = self.time.now();
                 world.set_unseen |= self.daemons.iter().flatten().count() < self.script.daemons;
                 world.set_unseen |= by < 0 && self.script.daemons > 1;
-                drop(world);
-                // Leases and due instants lie so much further ahead then.
+                // Leases, due instants and holds lie so much further ahead then.
                 let ahead = Duration::from_millis(u64::try_from(-by).unwrap_or(0));
+                world.calm.put_off(self.time.now(), ahead);
+                drop(world);
                 self.disturb(ahead + MINUTE + 5 * SECOND);
                 Ok(())
             }
@@ -296,10 +296,7 @@ impl Run {
     async fn restart(&mut self, at: usize, down: Duration) {
         let Some(daemon) = self.daemons[at].take() else { return };
         self.disturb(down + MINUTE);
-        let mut world = self.world.lock();
-        world.deaths += 1;
-        world.forget_jump();
-        drop(world);
+        self.world.lock().ended();
         let (process, died) = (daemon.process, Arc::clone(&self.died));
         tokio::select! {
             biased;

@@ -121,6 +121,12 @@ impl Calm {
         self.hooks[hook] = self.hooks[hook].max(until);
     }
 
+    /// What holds somebody up until later than `now` ends so much later.
+    pub fn put_off(&mut self, now: Duration, by: Duration) {
+        let later = self.accounts.iter_mut().chain(&mut self.hooks).filter(|until| **until > now);
+        later.for_each(|until| *until = until.saturating_add(by));
+    }
+
     pub fn of_account(&self, account: usize) -> Duration {
         self.all.max(self.accounts[account])
     }
@@ -175,8 +181,9 @@ impl World {
         self.failure.as_deref()
     }
 
-    /// A daemon has ended. That the clock was set is written down with the next poll.
-    pub fn forget_jump(&mut self) {
+    /// A daemon has ended. That the clock was set is written down with the next poll, so it may have taken that along.
+    pub fn ended(&mut self) {
+        self.deaths += 1;
         self.set_unseen |= !self.set_at.is_zero() && self.time.now() < self.set_at + 2 * MINUTE;
     }
 
