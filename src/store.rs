@@ -227,8 +227,8 @@ impl Store {
 
     /// A number that changes whenever anybody has committed a change, this process included.
     pub async fn version(&self) -> Result<i64, StoreError> {
-        let turn = self.reader.turn().await;
-        self.shared.blocking.answer(move || turn.look(|reader| version(reader))).await
+        let permit = self.reader.permit().await;
+        self.shared.blocking.answer(move || permit.look(|reader| version(reader))).await
     }
 
     /// Looks at the database in one snapshot.
@@ -236,9 +236,9 @@ impl Store {
         &self,
         look: impl FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
-        let (shared, turn) = (Arc::clone(&self.shared), self.reader.turn().await);
+        let (shared, permit) = (Arc::clone(&self.shared), self.reader.permit().await);
         let look = move || {
-            shared.noted(turn.look(|reader| {
+            shared.noted(permit.look(|reader| {
                 let snapshot = reader.transaction()?;
                 look(&snapshot)
             }))

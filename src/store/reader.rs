@@ -8,34 +8,34 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::{StoreError, lock, open};
 
-/// A connection to look with. Those who share it wait for their turn without a thread, and whoever stops waiting looks at
+/// A connection to look with. Those who share it wait without a thread, and whoever stops waiting looks at
 /// nothing.
 pub(super) struct Reader {
     path: PathBuf,
     /// Opened with the first look.
     connection: Mutex<Option<Connection>>,
-    turn: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
 }
 
 /// Whoever holds it may look.
-pub(super) struct Turn {
+pub(super) struct Permit {
     reader: Arc<Reader>,
     _permit: Option<OwnedSemaphorePermit>,
 }
 
 impl Reader {
     pub fn new(path: PathBuf) -> Arc<Self> {
-        Arc::new(Self { path, connection: Mutex::default(), turn: Arc::new(Semaphore::new(1)) })
+        Arc::new(Self { path, connection: Mutex::default(), permits: Arc::new(Semaphore::new(1)) })
     }
 
-    pub async fn turn(self: &Arc<Self>) -> Turn {
+    pub async fn permit(self: &Arc<Self>) -> Permit {
         // Nobody closes it.
-        let permit = Arc::clone(&self.turn).acquire_owned().await.ok();
-        Turn { reader: Arc::clone(self), _permit: permit }
+        let permit = Arc::clone(&self.permits).acquire_owned().await.ok();
+        Permit { reader: Arc::clone(self), _permit: permit }
     }
 }
 
-impl Turn {
+impl Permit {
     /// Looks, on a thread that may be blocked.
     pub fn look<T>(self, look: impl FnOnce(&mut Connection) -> Result<T, StoreError>) -> Result<T, StoreError> {
         let mut connection = lock(&self.reader.connection);
