@@ -98,7 +98,7 @@ pub enum AddOutcome {
     Watching,
     /// It has settled before.
     Settled,
-    /// It is being watched with other options.
+    /// It is being watched with other options, or its batch is closed.
     Conflict,
     /// Its id is none.
     Refused,
@@ -309,6 +309,10 @@ fn result(asset_id: &str, added: Added) -> AddResult {
                 "it is being watched with another {column}, which is not changed; cancel it first, or leave that out"
             );
             (AddOutcome::Conflict, Some(watch), Some(error))
+        }
+        Added::BatchClosed => {
+            let error = "the batch is closed: it takes no more watches";
+            (AddOutcome::Conflict, None, Some(error.into()))
         }
         Added::Refused(why) => return refused(asset_id, why),
     };

@@ -162,7 +162,7 @@ pub(super) enum Added {
     responses((status = 200, description = "One that was known already, or what became of each of several", body = Added),
         (status = 201, description = "It is watched now", body = AddedOne,
             headers(("location" = String, description = "Where it is"))),
-        (status = 409, description = "It is being watched with other options, which are not changed", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "It is being watched with other options, which are not changed, or its batch is closed", body = Problem, content_type = "application/problem+json"),
         (status = 422, description = "It is refused", body = Problem, content_type = "application/problem+json"),
         (status = "default", description = "A problem", body = Problem, content_type = "application/problem+json")))]
 pub(super) async fn add(State(server): State<Server>, Json(new): Json<NewWatches>) -> Result<Response, Problem> {

@@ -47,6 +47,8 @@ pub enum Added {
     Known(Box<Watch>),
     /// It is being watched with other options; this column would have changed.
     Conflict { watch: Box<Watch>, column: &'static str },
+    /// Its batch takes no more watches.
+    BatchClosed,
     /// The table refuses it.
     Refused(String),
 }
@@ -247,16 +249,24 @@ fn insert(connection: &Connection, id: i64, new: &NewWatch, now: Timestamp) -> R
             now.as_millis(),
             id,
         ]);
-    match inserted.map_err(StoreError::from) {
+    match inserted {
         // Not with RETURNING, which goes by way of a table of its own.
         Ok(_) => {
             let sql = format!("SELECT {WATCH} FROM watches WHERE id = ?1");
             let row = connection.prepare_cached(&sql)?.query_row([id], watch)?;
             Ok(Added::New(Box::new(row)))
         }
-        Err(StoreError::Refused(why)) => Ok(Added::Refused(why)),
-        Err(error) => Err(error),
+        Err(error) if is_raised(&error) => Ok(Added::BatchClosed),
+        Err(error) => match error.into() {
+            StoreError::Refused(why) => Ok(Added::Refused(why)),
+            error => Err(error),
+        },
     }
+}
+
+/// The one trigger that refuses a watch is the one of a closed batch.
+fn is_raised(error: &rusqlite::Error) -> bool {
+    error.sqlite_error().is_some_and(|error| error.extended_code == rusqlite::ffi::SQLITE_CONSTRAINT_TRIGGER)
 }
 
 fn claim_lane(

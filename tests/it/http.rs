@@ -103,6 +103,12 @@ async fn who_closes_a_batch_with_one_asset_is_told_whether_it_is_closed() {
     let closing = json!({"asset_id": "slow_1", "batch": "b", "close": true});
     let closed = caller.post("/v1/watches", closing).await;
     assert_eq!((closed.status.as_u16(), &closed.body["closed"]), (201, &json!(true)), "{closed:?}");
+    // Nothing is wrong with the request: it comes too late.
+    let late = caller.post("/v1/watches", json!({"asset_id": "slow_2", "batch": "b"})).await;
+    assert_eq!(
+        (late.status.as_u16(), &late.body["detail"]),
+        (409, &json!("the batch is closed: it takes no more watches"))
+    );
     // It has settled and is not watched again, so nothing is in the batch that there would be.
     place.until_state("active_1", "settled").await;
     let closing = json!({"asset_id": "active_1", "batch": "c", "close": true});

@@ -10,6 +10,7 @@ async fn add(base: &Base, new: NewWatch, again: bool) -> (&'static str, Option<i
         Added::New(watch) => ("new", Some(watch.id)),
         Added::Known(watch) => ("known", Some(watch.id)),
         Added::Conflict { watch, column } => (column, Some(watch.id)),
+        Added::BatchClosed => ("closed", None),
         Added::Refused(_) => ("refused", None),
     }
 }

@@ -46,7 +46,7 @@ async fn a_closed_batch_takes_no_more_watches_and_still_knows_its_own() {
     assert_eq!((closed.closed_at, closed.settled_at, closed.waiting), (Some(NOW), None, 1));
     let added = add_to(&base, "b", &["a", "late"]).await;
     assert!(matches!(&added[0], Added::Known(_)), "{:?}", added[0]);
-    assert_eq!(added[1], Added::Refused("the batch is closed: it takes no more watches".into()));
+    assert_eq!(added[1], Added::BatchClosed);
     let foreign = base.foreign().execute("INSERT INTO watches (asset_id, batch) VALUES ('x', 'b')", []).unwrap_err();
     assert!(foreign.to_string().contains("the batch is closed"), "{foreign}");
     let again = base.store.close_batch("b".into(), NOW + DAY, nobody()).await.unwrap().unwrap();
