@@ -6,7 +6,8 @@ use tokio::process::Command;
 
 use crate::rig::{Server, served};
 
-const RUN: &str = "import sys; from schemathesis.cli import schemathesis; sys.exit(schemathesis())";
+/// What is tried follows from it, so that a run can be repeated; another one may be named.
+const SEED: &str = "ASSETWATCH_TEST_SEED";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_api_is_what_its_description_says() {
@@ -16,14 +17,17 @@ async fn the_api_is_what_its_description_says() {
     }
     let api = Server::api().await;
     let (place, daemon, caller) = served(&api, "").await;
+    let ours = |name: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it").join(name);
+    let seed = std::env::var(SEED).unwrap_or_else(|_| "1".to_owned());
     let test = async |more: &[&str]| {
         let tested = Command::new("python3")
             .env("PYTHONPATH", &packages)
             .current_dir(place.path("."))
-            .args(["-c", RUN, "--config-file"])
-            .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/schemathesis.toml"))
+            .arg(ours("schemathesis_run.py"))
+            .arg("--config-file")
+            .arg(ours("schemathesis.toml"))
             .args(["run", &format!("{}/openapi.json", caller.base), "--no-color", "--continue-on-failure"])
-            .args(["--generation-database", "none"])
+            .args(["--generation-database", "none", "--seed", &seed])
             .args(more)
             .kill_on_drop(true)
             .output()
