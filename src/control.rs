@@ -24,8 +24,9 @@ use crate::decide;
 use crate::event::{Batch, Event, Fact, Subscription, Telling};
 use crate::pace::Pace;
 use crate::pump::Wake;
-use crate::store::{AccountRow, Added, DaemonRow, EventRow, Filter, NewWatch, Store, StoreError, TellBatch};
-use crate::watch::{State, Watch, check_asset_id};
+pub use crate::store::AddOptions;
+use crate::store::{AccountRow, Added, DaemonRow, EventRow, Filter, Store, StoreError, TellBatch};
+use crate::watch::{State, Watch};
 
 /// A daemon whose latest sign of life is older is taken for dead.
 const FRESH: Duration = Duration::from_secs(20);
@@ -56,23 +57,6 @@ pub struct Running {
     pub telling: Wake,
     /// How each account is paced.
     pub paces: BTreeMap<String, Arc<Mutex<Pace>>>,
-}
-
-/// The options of `add`, for all ids of one call.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct AddOptions {
-    /// The account to poll with.
-    pub account: String,
-    /// Their own patience.
-    pub patience: Option<Duration>,
-    /// The caller's JSON, checked by [`check_metadata`].
-    pub metadata: Option<String>,
-    /// The batch that they belong to.
-    pub batch: Option<String>,
-    /// Who is told besides the hooks, checked by [`check_callback_url`].
-    pub callback_url: Option<String>,
-    /// Whether an asset that has settled is watched once more.
-    pub again: bool,
 }
 
 /// What `add` did with one id. As JSON it has `asset_id`, `result`, and `watch` or `error`.
@@ -123,13 +107,8 @@ impl Control {
     pub async fn add(&self, asset_ids: Vec<String>, options: &AddOptions) -> Result<Vec<AddResult>, StoreError> {
         let mut results = Vec::with_capacity(asset_ids.len());
         for ids in asset_ids.chunks(ADDED_AT_ONCE) {
-            let good = ids.iter().filter(|id| check_asset_id(id).is_ok());
-            let watches = good.map(|id| new_watch(id, options)).collect();
-            let mut added = self.store.add(watches, options.again, self.clock.now()).await?.into_iter();
-            results.extend(ids.iter().filter_map(|id| match check_asset_id(id) {
-                Ok(()) => added.next().map(|added| result(id, added)),
-                Err(why) => Some(refused(id, why.to_string())),
-            }));
+            let added = self.store.add(ids.to_vec(), options.clone(), self.clock.now()).await?;
+            results.extend(ids.iter().zip(added).map(|(id, added)| result(id, added)));
         }
         self.running.polling.wake();
         Ok(results)
@@ -288,17 +267,6 @@ fn process_exists(pid: u32) -> bool {
     pid.is_some_and(|pid| rustix::process::test_kill_process(pid) != Err(rustix::io::Errno::SRCH))
 }
 
-fn new_watch(asset_id: &str, options: &AddOptions) -> NewWatch {
-    NewWatch {
-        asset_id: asset_id.into(),
-        account: options.account.clone(),
-        patience: options.patience,
-        metadata: options.metadata.clone(),
-        batch: options.batch.clone(),
-        callback_url: options.callback_url.clone(),
-    }
-}
-
 fn result(asset_id: &str, added: Added) -> AddResult {
     let (result, watch, error) = match added {
         Added::New(watch) => (AddOutcome::Added, Some(watch), None),
@@ -314,11 +282,7 @@ fn result(asset_id: &str, added: Added) -> AddResult {
             let error = "the batch is closed: it takes no more watches";
             (AddOutcome::Conflict, None, Some(error.into()))
         }
-        Added::Refused(why) => return refused(asset_id, why),
+        Added::Refused(why) => (AddOutcome::Refused, None, Some(why)),
     };
     AddResult { asset_id: asset_id.into(), result, watch, error }
-}
-
-fn refused(asset_id: &str, why: String) -> AddResult {
-    AddResult { asset_id: asset_id.into(), result: AddOutcome::Refused, watch: None, error: Some(why) }
 }

@@ -12,6 +12,7 @@
 //! No rusqlite type leaves this module.
 
 mod accounts;
+mod adding;
 mod backup;
 mod batches;
 mod blocking;
@@ -40,6 +41,7 @@ use rusqlite::Connection;
 
 pub use crate::standing::Standing as HookRow;
 pub use accounts::AccountRow;
+pub use adding::{AddOptions, Added};
 pub use backup::{BackedUp, BackupError, backup, backup_in_progress};
 pub use batches::TellBatch;
 pub use blocking::Blocking;
@@ -50,7 +52,7 @@ pub use integrity::Integrity;
 pub use ledger::{DaemonRow, Ending, Outstanding};
 pub use overview::{Lateness, Overview, Settled, WaitingTime};
 pub use prune::{Ended, Free, OldRow};
-pub use watches::{Added, Filter, NewWatch};
+pub use watches::Filter;
 
 use crate::clock::Timestamp;
 use crate::meter::Commits;

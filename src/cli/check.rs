@@ -8,7 +8,7 @@ use super::output::{Output, exit, plain, unheard};
 use super::progress::{Meter, Screen};
 use crate::clock::Clock;
 use crate::config::{self, Callbacks, Hook, Settings, Target, Webhook};
-use crate::control::{Control, Running};
+use crate::control::{AddOptions, Control, Running};
 use crate::hook::{Hooks, check_program};
 use crate::store::{Store, StoreError};
 
@@ -151,7 +151,7 @@ async fn integrity(store: &Store) -> Vec<Line> {
 
 /// An empty write shows that the file can be written to.
 async fn written(control: &Control) -> Result<i64, StoreError> {
-    control.store.add(Vec::new(), false, control.clock.now()).await?;
+    control.store.add(Vec::new(), AddOptions::default(), control.clock.now()).await?;
     control.store.waiting().await
 }
 

@@ -1,7 +1,6 @@
 //! Watches: adding, claiming, recording, looking.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use rusqlite::types::Value;
 use rusqlite::{Connection, OptionalExtension, params, params_from_iter};
@@ -19,39 +18,6 @@ const SORTS: [Sort; 2] = [lease::LEASED, lease::FREE];
 /// Of a lane with a million watches it counts no more than are asked about, and of those that nobody here polls none.
 pub(super) const UP_TO_TWO_WAIT: &str = "SELECT count(*) FROM (SELECT 1 FROM watches WHERE account = ?1
          AND state = 'waiting' AND (?2 IS NULL OR id IN (SELECT value FROM json_each(?2))) LIMIT 2)";
-
-/// What `add` takes for one asset.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct NewWatch {
-    /// The asset's id; checked by `watch::check_asset_id`, and by the table once more.
-    pub asset_id: String,
-    /// The API key that it is polled with.
-    pub account: String,
-    /// Its own patience.
-    pub patience: Option<Duration>,
-    /// The caller's JSON.
-    pub metadata: Option<String>,
-    /// The batch that it belongs to.
-    pub batch: Option<String>,
-    /// The caller's own webhook.
-    pub callback_url: Option<String>,
-}
-
-/// What `add` did with one asset.
-#[expect(missing_docs, reason = "each variant's sentence names its fields")]
-#[derive(Clone, Debug, PartialEq)]
-pub enum Added {
-    /// There is a new watch.
-    New(Box<Watch>),
-    /// It was being watched, or has settled before: this is its newest watch.
-    Known(Box<Watch>),
-    /// It is being watched with other options; this column would have changed.
-    Conflict { watch: Box<Watch>, column: &'static str },
-    /// Its batch takes no more watches.
-    BatchClosed,
-    /// The table refuses it.
-    Refused(String),
-}
 
 /// Which watches to list.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -77,11 +43,6 @@ pub struct Filter {
 }
 
 impl Store {
-    /// Adds watches, in one transaction. What is being watched already, or has ended unless `again`, is reported.
-    pub async fn add(&self, watches: Vec<NewWatch>, again: bool, now: Timestamp) -> Result<Vec<Added>, StoreError> {
-        self.write(move |connection| add(connection, &watches, again, now)).await
-    }
-
     /// Takes leases on due watches, oldest first, in the order of the lanes.
     ///
     /// After a crash the leases stand until they expire; then the watches are due again.
@@ -178,95 +139,6 @@ impl Store {
         })
         .await
     }
-}
-
-/// Each of them, written in the order of the table's indexes: what stands beside each other there is then written at once.
-/// In the order in which an API makes its asset ids, each of a million is a page of its own, to be read and to be written.
-/// The rows' ids are in the order in which they were given: so they are polled and listed.
-fn add(connection: &Connection, watches: &[NewWatch], again: bool, now: Timestamp) -> Result<Vec<Added>, StoreError> {
-    let last = "SELECT max(coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'watches'), 0),
-                    coalesce((SELECT max(id) FROM watches), 0))";
-    let last: i64 = connection.prepare_cached(last)?.query_row([], |row| row.get(0))?;
-    let mut in_order: Vec<(i64, &NewWatch)> = (last + 1..).zip(watches).collect();
-    in_order.sort_by_key(|(_, new)| (&new.account, &new.asset_id));
-    let added = in_order.into_iter().map(|(id, new)| Ok((id, add_one(connection, (id, new), again, now)?)));
-    let mut added = added.collect::<Result<Vec<_>, StoreError>>()?;
-    added.sort_by_key(|(id, _)| *id);
-    Ok(added.into_iter().map(|(_, added)| added).collect())
-}
-
-fn add_one(
-    connection: &Connection,
-    (id, new): (i64, &NewWatch),
-    again: bool,
-    now: Timestamp,
-) -> Result<Added, StoreError> {
-    let sql = format!("SELECT {WATCH} FROM watches WHERE asset_id = ?1 AND account = ?2 ORDER BY id DESC LIMIT 1");
-    let mut newest = connection.prepare_cached(&sql)?;
-    let known = newest.query_row([&new.asset_id, &new.account], watch).optional()?.map(Box::new);
-    match known {
-        Some(known) if known.state == State::Waiting => Ok(match changed_column(&known, new) {
-            Some(column) => Added::Conflict { watch: known, column },
-            None => Added::Known(known),
-        }),
-        Some(known) if known.state == State::Settled && !again => Ok(Added::Known(known)),
-        _ => insert(connection, id, new, now),
-    }
-}
-
-/// An option that was given and differs from the watch's own would be dropped silently; so it is an error.
-fn changed_column(known: &Watch, new: &NewWatch) -> Option<&'static str> {
-    let differs = |old: &Option<String>, new: &Option<String>| new.is_some() && old != new;
-    [
-        ("callback_url", differs(&known.callback_url, &new.callback_url)),
-        ("batch", differs(&known.batch, &new.batch)),
-        ("metadata", differs(&known.metadata, &new.metadata) && !is_same_json(&known.metadata, &new.metadata)),
-        ("patience", new.patience.is_some() && known.patience != new.patience),
-    ]
-    .into_iter()
-    .find_map(|(column, differs)| differs.then_some(column))
-}
-
-/// Whether both say the same, however it is written: a repeated request may come from another program.
-fn is_same_json(old: &Option<String>, new: &Option<String>) -> bool {
-    let parsed = |text: &Option<String>| serde_json::from_str::<serde_json::Value>(text.as_deref()?).ok();
-    parsed(old).is_some_and(|old| Some(old) == parsed(new))
-}
-
-fn insert(connection: &Connection, id: i64, new: &NewWatch, now: Timestamp) -> Result<Added, StoreError> {
-    let inserted = connection
-        .prepare_cached(
-            "INSERT INTO watches (asset_id, account, patience, metadata, batch, callback_url, created_at, due_at, id)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?7, ?8)",
-        )?
-        .execute(params![
-            new.asset_id,
-            new.account,
-            new.patience.map(|patience| i64::try_from(patience.as_millis()).unwrap_or(i64::MAX)),
-            new.metadata,
-            new.batch,
-            new.callback_url,
-            now.as_millis(),
-            id,
-        ]);
-    match inserted {
-        // Not with RETURNING, which goes by way of a table of its own.
-        Ok(_) => {
-            let sql = format!("SELECT {WATCH} FROM watches WHERE id = ?1");
-            let row = connection.prepare_cached(&sql)?.query_row([id], watch)?;
-            Ok(Added::New(Box::new(row)))
-        }
-        Err(error) if is_raised(&error) => Ok(Added::BatchClosed),
-        Err(error) => match error.into() {
-            StoreError::Refused(why) => Ok(Added::Refused(why)),
-            error => Err(error),
-        },
-    }
-}
-
-/// The one trigger that refuses a watch is the one of a closed batch.
-fn is_raised(error: &rusqlite::Error) -> bool {
-    error.sqlite_error().is_some_and(|error| error.extended_code == rusqlite::ffi::SQLITE_CONSTRAINT_TRIGGER)
 }
 
 fn claim_lane(

@@ -23,7 +23,7 @@ use assetwatch::decide::Verdict;
 use assetwatch::delivery::{Attempt, Delivery, Parcel};
 use assetwatch::event::{Addressee, Event, Notice, Subscription, Telling, Topic};
 use assetwatch::standing::Standing;
-use assetwatch::store::{Added, Claimed, Ending, Filter, Lane, NewWatch, Store, StoreError, TellBatch, Terms};
+use assetwatch::store::{AddOptions, Added, Claimed, Ending, Filter, Lane, Store, StoreError, TellBatch, Terms};
 use assetwatch::watch::{Asset, Since, State, Watch};
 use rusqlite::types::FromSql;
 use rusqlite::{Connection, OptionalExtension};
@@ -70,7 +70,7 @@ impl Base {
 
     /// New watches of the account `default`.
     async fn add(&self, asset_ids: &[&str]) -> Vec<Watch> {
-        let added = self.store.add(asset_ids.iter().map(|id| new(id)).collect(), false, NOW).await.unwrap();
+        let added = self.store.add(owned(asset_ids), plain(), NOW).await.unwrap();
         let watch = |added| match added {
             Added::New(watch) => *watch,
             other => panic!("{other:?}"),
@@ -127,8 +127,13 @@ impl Base {
     }
 }
 
-fn new(asset_id: &str) -> NewWatch {
-    NewWatch { asset_id: asset_id.into(), account: "default".into(), ..NewWatch::default() }
+/// Nothing but the account.
+fn plain() -> AddOptions {
+    AddOptions { account: "default".into(), ..AddOptions::default() }
+}
+
+fn owned(asset_ids: &[&str]) -> Vec<String> {
+    asset_ids.iter().map(|id| (*id).into()).collect()
 }
 
 fn lane(name: &str, room: u32) -> Lane {

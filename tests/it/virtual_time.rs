@@ -23,7 +23,7 @@ use assetwatch::pace::{Jumps, Limits, Pace};
 use assetwatch::poller::{Account, Poller};
 use assetwatch::pump::{self, Gate, Lanes, Live, Phase, Pulse, Stop, Wake, Work};
 use assetwatch::relay::{HookLane, Perform, Relay, Slots};
-use assetwatch::store::{AccountRow, Added, Claimed, Filter, Lane, NewWatch, Store, StoreError, TellBatch, Terms};
+use assetwatch::store::{AccountRow, AddOptions, Added, Claimed, Filter, Lane, Store, StoreError, TellBatch, Terms};
 use assetwatch::watch::{Asset, Watch};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -92,9 +92,9 @@ impl World {
     }
 
     async fn add_to(&self, account: &str, asset_ids: &[&str], patience: Option<Duration>) {
-        let new =
-            |id: &&str| NewWatch { asset_id: (*id).into(), account: account.into(), patience, ..NewWatch::default() };
-        let added = self.store.add(asset_ids.iter().map(new).collect(), false, self.clock.now()).await.unwrap();
+        let asset_ids = asset_ids.iter().map(|id| (*id).into()).collect();
+        let options = AddOptions { account: account.into(), patience, ..AddOptions::default() };
+        let added = self.store.add(asset_ids, options, self.clock.now()).await.unwrap();
         assert!(added.iter().all(|added| matches!(added, Added::New(_))), "{added:?}");
     }
 

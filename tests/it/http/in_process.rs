@@ -9,7 +9,7 @@ use assetwatch::clock::{Clock, Timestamp};
 use assetwatch::config::{Http, Listen};
 use assetwatch::control::{Control, Running};
 use assetwatch::http::{Face, Gate, bind, serve};
-use assetwatch::store::{Blocking, NewWatch, Store};
+use assetwatch::store::{AddOptions, Blocking, Store};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::time::{Instant, sleep, timeout};
@@ -71,13 +71,10 @@ impl Served {
     }
 
     async fn add(&self, count: u32, metadata: &str) {
-        let new = |n| NewWatch {
-            asset_id: format!("slow_{n}"),
-            account: "default".into(),
-            metadata: Some(metadata.into()),
-            ..NewWatch::default()
-        };
-        self.store.add((0..count).map(new).collect(), false, Timestamp::default()).await.unwrap();
+        let asset_ids = (0..count).map(|n| format!("slow_{n}")).collect();
+        let options =
+            AddOptions { account: "default".into(), metadata: Some(metadata.into()), ..AddOptions::default() };
+        self.store.add(asset_ids, options, Timestamp::default()).await.unwrap();
     }
 }
 

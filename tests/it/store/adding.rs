@@ -5,8 +5,8 @@ use assetwatch::watch::{Reason, check_asset_id};
 use super::*;
 
 /// What was done with one asset, in a word or two.
-async fn add(base: &Base, new: NewWatch, again: bool) -> (&'static str, Option<i64>) {
-    match base.store.add(vec![new], again, NOW + MINUTE).await.unwrap().remove(0) {
+async fn add(base: &Base, asset_id: &str, options: AddOptions) -> (&'static str, Option<i64>) {
+    match base.store.add(owned(&[asset_id]), options, NOW + MINUTE).await.unwrap().remove(0) {
         Added::New(watch) => ("new", Some(watch.id)),
         Added::Known(watch) => ("known", Some(watch.id)),
         Added::Conflict { watch, column } => (column, Some(watch.id)),
@@ -18,14 +18,14 @@ async fn add(base: &Base, new: NewWatch, again: bool) -> (&'static str, Option<i
 #[tokio::test]
 async fn a_new_watch_waits_and_is_due() {
     let base = Base::new().await;
-    let given = NewWatch {
+    let given = AddOptions {
         patience: Some(90 * SECOND),
         metadata: Some("{\"a\":  1}".into()),
         batch: Some("b".into()),
         callback_url: Some("https://cms.example/x".into()),
-        ..new("../é?")
+        ..plain()
     };
-    let added = base.store.add(vec![given], false, NOW).await.unwrap().remove(0);
+    let added = base.store.add(owned(&["../é?"]), given, NOW).await.unwrap().remove(0);
     let Added::New(watch) = added else { panic!("{added:?}") };
     assert_eq!((watch.asset_id.as_str(), watch.account.as_str(), watch.state), ("../é?", "default", State::Waiting));
     assert_eq!((watch.due_at, watch.created_at, watch.generation, watch.polls), (Some(NOW), NOW, 0, 0));
@@ -40,13 +40,23 @@ async fn adding_is_idempotent() {
     let base = Base::new().await;
     let id = base.add(&["a"]).await[0].id;
     for again in [false, true] {
-        assert_eq!(add(&base, new("a"), again).await, ("known", Some(id)), "it is being watched; again: {again}");
+        assert_eq!(
+            add(&base, "a", AddOptions { again, ..plain() }).await,
+            ("known", Some(id)),
+            "it is being watched; again: {again}"
+        );
     }
     assert_eq!(base.watch(id).await.created_at, NOW, "and is as it was");
-    let elsewhere = NewWatch { account: "studio".into(), ..new("a") };
-    assert_eq!(add(&base, elsewhere, false).await.0, "new", "of another account it is another asset");
-    let twice = base.store.add(vec![new("b"), new("b")], false, NOW).await.unwrap();
-    assert!(matches!(twice[..], [Added::New(_), Added::Known(_)]), "within one call too: {twice:?}");
+    let elsewhere = AddOptions { account: "studio".into(), ..plain() };
+    assert_eq!(add(&base, "a", elsewhere).await.0, "new", "of another account it is another asset");
+    let given = owned(&["c", "b", "", "a", "b", "b", ""]);
+    let added = base.store.add(given, AddOptions { again: true, ..plain() }, NOW).await.unwrap();
+    use Added::{Known, New, Refused};
+    let [New(c), New(b), Refused(_), Known(a), Known(b2), Known(_), Refused(_)] = &added[..] else {
+        panic!("{added:?}")
+    };
+    assert_eq!((a.id, b2), (id, b), "within one call too, and as it was given");
+    assert_eq!(b.id, c.id + 1, "numbered as they were given");
 }
 
 #[tokio::test]
@@ -58,9 +68,9 @@ async fn what_has_ended_before() {
     base.store.record(abandoned, Vec::new(), nobody()).await.unwrap();
     let cancelled = base.add(&["cancelled"]).await.remove(0);
     base.store.end(cancelled.id, |watch| (cancelled_now(watch), Vec::new()), nobody()).await.unwrap();
-    assert_eq!(add(&base, new("settled"), false).await, ("known", Some(settled.id)));
+    assert_eq!(add(&base, "settled", plain()).await, ("known", Some(settled.id)));
     for (asset, again) in [("settled", true), ("abandoned", false), ("cancelled", false)] {
-        let (done, id) = add(&base, new(asset), again).await;
+        let (done, id) = add(&base, asset, AddOptions { again, ..plain() }).await;
         assert_eq!(done, "new", "{asset}");
         assert!(id > Some(cancelled.id), "an id is never used again");
     }
@@ -77,29 +87,28 @@ fn cancelled_now(watch: &Watch) -> Watch {
 #[tokio::test]
 async fn an_option_that_would_change_is_a_conflict_that_names_its_column() {
     let base = Base::new().await;
-    let given = NewWatch {
+    let given = AddOptions {
         patience: Some(MINUTE),
         metadata: Some(r#"{"post": 7, "site": "en"}"#.into()),
         batch: Some("one".into()),
         callback_url: Some("https://one.example".into()),
-        ..new("a")
+        ..plain()
     };
-    let (_, id) = add(&base, given.clone(), false).await;
+    let (_, id) = add(&base, "a", given.clone()).await;
     for (changed, expected) in [
         (given.clone(), "known"),
-        (new("a"), "known"),
-        (NewWatch { patience: Some(HOUR), ..new("a") }, "patience"),
-        (NewWatch { metadata: Some("2".into()), ..new("a") }, "metadata"),
-        (NewWatch { metadata: Some(r#"{"site":"en","post":7}"#.into()), ..new("a") }, "known"),
-        (NewWatch { batch: Some("two".into()), ..given.clone() }, "batch"),
-        (NewWatch { callback_url: Some("https://two.example".into()), ..given.clone() }, "callback_url"),
+        (plain(), "known"),
+        (AddOptions { patience: Some(HOUR), ..plain() }, "patience"),
+        (AddOptions { metadata: Some("2".into()), ..plain() }, "metadata"),
+        (AddOptions { metadata: Some(r#"{"site":"en","post":7}"#.into()), ..plain() }, "known"),
+        (AddOptions { batch: Some("two".into()), ..given.clone() }, "batch"),
+        (AddOptions { callback_url: Some("https://two.example".into()), ..given.clone() }, "callback_url"),
     ] {
-        assert_eq!(add(&base, changed.clone(), false).await, (expected, id), "{changed:?}");
-        assert_eq!(add(&base, changed.clone(), true).await, (expected, id), "again: {changed:?}");
+        assert_eq!(add(&base, "a", changed.clone()).await, (expected, id), "{changed:?}");
+        assert_eq!(add(&base, "a", AddOptions { again: true, ..changed.clone() }).await, (expected, id), "{changed:?}");
     }
-    let (_, plain) = add(&base, new("b"), false).await;
-    let given = NewWatch { asset_id: "b".into(), ..given };
-    assert_eq!(add(&base, given, false).await, ("callback_url", plain), "an option where there was none is a change");
+    let (_, bare) = add(&base, "b", plain()).await;
+    assert_eq!(add(&base, "b", given).await, ("callback_url", bare), "an option where there was none is a change");
 }
 
 #[tokio::test]
@@ -145,15 +154,21 @@ async fn the_table_refuses_the_ids_that_the_rule_refuses() {
         &too_long,
         &too_many_bytes,
     ];
-    let added = base.store.add(ids.iter().map(|id| new(id)).collect(), false, NOW).await.unwrap();
+    let foreign = base.foreign();
+    let insert = |id: &str| foreign.execute("INSERT INTO watches (asset_id) VALUES (?1)", [id]);
+    let added = base.store.add(owned(&ids), AddOptions { account: "ours".into(), ..plain() }, NOW).await.unwrap();
     for (id, added) in ids.iter().zip(added) {
-        match (check_asset_id(id), added) {
-            (Ok(()), Added::New(watch)) => assert_eq!(watch.asset_id, *id),
-            (Err(why), Added::Refused(text)) => {
-                let (why, text) = (why.to_string(), text.split(": ").last().unwrap_or_default().to_owned());
-                assert!(why.starts_with(&text[..20]), "{id:?}: the rule says {why:?}, the table {text:?}");
+        match (check_asset_id(id), insert(id), added) {
+            (Ok(()), Ok(1), Added::New(watch)) => assert_eq!(watch.asset_id, *id),
+            (Err(why), Err(table), Added::Refused(text)) => {
+                let (why, table) = (why.to_string(), table.to_string());
+                let table = table.split(": ").last().unwrap_or_default();
+                assert!(
+                    why.starts_with(&table[..20]) && text == why,
+                    "{id:?}: the rule says {why:?}, the table {table:?}"
+                );
             }
-            (rule, table) => panic!("{id:?}: the rule says {rule:?}, the table {table:?}"),
+            (rule, table, added) => panic!("{id:?}: the rule says {rule:?}, the table {table:?}, the store {added:?}"),
         }
     }
 }
@@ -161,20 +176,20 @@ async fn the_table_refuses_the_ids_that_the_rule_refuses() {
 #[tokio::test]
 async fn other_values_that_the_table_refuses() {
     let base = Base::new().await;
-    let metadata = |text: String| NewWatch { metadata: Some(text), ..new("a") };
+    let metadata = |text: String| AddOptions { metadata: Some(text), ..plain() };
     for refused in [
-        NewWatch { account: String::new(), ..new("a") },
-        NewWatch { account: "x".repeat(65), ..new("a") },
-        NewWatch { patience: Some(Duration::ZERO), ..new("a") },
-        NewWatch { batch: Some(String::new()), ..new("a") },
-        NewWatch { batch: Some("x".repeat(129)), ..new("a") },
-        NewWatch { callback_url: Some("x".repeat(2_049)), ..new("a") },
+        AddOptions { account: String::new(), ..plain() },
+        AddOptions { account: "x".repeat(65), ..plain() },
+        AddOptions { patience: Some(Duration::ZERO), ..plain() },
+        AddOptions { batch: Some(String::new()), ..plain() },
+        AddOptions { batch: Some("x".repeat(129)), ..plain() },
+        AddOptions { callback_url: Some("x".repeat(2_049)), ..plain() },
         metadata("{".into()),
         metadata(String::new()),
         metadata(format!("\"{}\"", "x".repeat(16 * 1_024 - 1))),
     ] {
-        assert_eq!(add(&base, refused.clone(), false).await, ("refused", None), "{refused:?}");
+        assert_eq!(add(&base, "a", refused.clone()).await, ("refused", None), "{refused:?}");
     }
     let longest = metadata(format!("\"{}\"", "x".repeat(16 * 1_024 - 2)));
-    assert_eq!(add(&base, longest, false).await.0, "new");
+    assert_eq!(add(&base, "a", longest).await.0, "new");
 }

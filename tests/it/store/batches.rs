@@ -6,13 +6,8 @@ use assetwatch::store::StoreError;
 
 use super::*;
 
-fn of_batch(asset_id: &str, batch: &str) -> NewWatch {
-    NewWatch { batch: Some(batch.into()), ..new(asset_id) }
-}
-
 async fn add_to(base: &Base, batch: &str, asset_ids: &[&str]) -> Vec<Added> {
-    let watches = asset_ids.iter().map(|id| of_batch(id, batch)).collect();
-    base.store.add(watches, false, NOW).await.unwrap()
+    base.store.add(owned(asset_ids), AddOptions { batch: Some(batch.into()), ..plain() }, NOW).await.unwrap()
 }
 
 /// All of `default`'s watches, leased.

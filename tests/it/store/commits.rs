@@ -93,9 +93,9 @@ async fn a_write_that_panics_takes_nobody_along() {
         tokio::task::yield_now().await;
         go_on.send(()).unwrap();
     };
-    let before = base.store.add(vec![new("before")], false, NOW);
+    let before = base.store.add(owned(&["before"]), plain(), NOW);
     let panicking = base.store.end(watch.id, |_| panic!("this panic is part of the test"), nobody());
-    let after = base.store.add(vec![new("after")], false, NOW);
+    let after = base.store.add(owned(&["after"]), plain(), NOW);
     let all = async { tokio::join!(held, before, panicking, after, release) };
     let (held, before, panicking, after, ()) = tokio::time::timeout(MINUTE, all).await.expect("all are answered");
     assert_eq!(held.unwrap().map(|watch| watch.polls), Some(1));
@@ -153,7 +153,7 @@ async fn a_locked_database_is_unavailable_and_then_available_again() {
     let began = std::time::Instant::now();
     let (record, add, open) = tokio::join!(
         base.store.record(settled(&watch), Vec::new(), nobody()),
-        base.store.add(vec![new("b")], false, NOW),
+        base.store.add(owned(&["b"]), plain(), NOW),
         Store::open(&new_file),
     );
     let waited = began.elapsed();

@@ -127,9 +127,11 @@ async fn whatever_others_wrote_can_be_read() {
 async fn watches_are_listed_newest_first_by_any_filter() {
     let base = Base::new().await;
     base.settled("a", &[]).await;
-    let b = NewWatch { batch: Some("b1".into()), ..new("b") };
-    let c = NewWatch { account: "studio".into(), ..new("c") };
-    base.store.add(vec![b, c, new("d")], false, NOW).await.unwrap();
+    let of_batch = AddOptions { batch: Some("b1".into()), ..plain() };
+    let of_studio = AddOptions { account: "studio".into(), ..plain() };
+    for (asset_id, options) in [("b", of_batch), ("c", of_studio), ("d", plain())] {
+        base.store.add(owned(&[asset_id]), options, NOW).await.unwrap();
+    }
     let none = Filter::default;
     for (filter, expected) in [
         (none(), vec!["d", "c", "b", "a"]),
