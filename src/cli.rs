@@ -192,7 +192,7 @@ pub enum Command {
 /// `add`
 #[derive(Args, Debug)]
 pub struct Add {
-    /// Asset ids; `-` reads them from stdin, one a line
+    /// Asset ids; `-` reads them from stdin, one a line, without the blanks around them and a byte order mark
     #[arg(required = true, value_name = "ID", value_parser = asset_id())]
     pub ids: Vec<String>,
     /// The account (API key) to poll with
@@ -221,7 +221,7 @@ pub struct Add {
 /// `wait`
 #[derive(Args, Debug)]
 pub struct Wait {
-    /// Asset ids; `-` reads them from stdin, one a line
+    /// Asset ids; `-` reads them from stdin, one a line, without the blanks around them and a byte order mark
     #[arg(required_unless_present = "batch", value_name = "ID", value_parser = asset_id())]
     pub ids: Vec<String>,
     /// All watches of this batch instead, those added meanwhile included
@@ -286,7 +286,7 @@ pub struct One {
 /// `cancel`
 #[derive(Args, Debug)]
 pub struct Cancel {
-    /// Asset ids; `-` reads them from stdin, one a line
+    /// Asset ids; `-` reads them from stdin, one a line, without the blanks around them and a byte order mark
     #[arg(required = true, value_name = "ID", value_parser = asset_id())]
     pub ids: Vec<String>,
     /// The account, where several watch an asset

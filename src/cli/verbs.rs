@@ -47,17 +47,26 @@ pub async fn perform(command: Command, control: &Control, output: Output) -> any
     }
 }
 
-/// The ids of the arguments; for a `-` among them the lines of stdin. A line that is not UTF-8 is an id that `add` refuses.
+/// The ids of the arguments, as they are; for a `-` among them the lines of stdin. A line that is not UTF-8 is an id that
+/// `add` refuses.
 pub fn ids(arguments: Vec<String>) -> Box<dyn Iterator<Item = io::Result<String>>> {
     Box::new(arguments.into_iter().flat_map(|argument| -> Box<dyn Iterator<Item = io::Result<String>>> {
         if argument != "-" {
             return Box::new(std::iter::once(Ok(argument)));
         }
-        let lines = io::BufReader::new(io::stdin()).split(b'\n').map(|line| {
-            line.map(|line| String::from_utf8_lossy(line.strip_suffix(b"\r").unwrap_or(&line)).into_owned())
+        let lines = io::BufReader::new(io::stdin()).split(b'\n').enumerate();
+        let ids = lines.map(|(number, line)| {
+            line.map(|line| String::from_utf8_lossy(without_surroundings(&line, number == 0)).into_owned())
         });
-        Box::new(lines.filter(|line| !matches!(line, Ok(line) if line.is_empty())))
+        Box::new(ids.filter(|id| !matches!(id, Ok(id) if id.is_empty())))
     }))
+}
+
+/// What other systems put around an id is no part of it: blanks, a carriage return, and the byte order mark with which
+/// a file from Windows begins. Such an id would be watched and never found.
+fn without_surroundings(line: &[u8], first: bool) -> &[u8] {
+    let mark = if first { "\u{feff}".as_bytes() } else { b"" };
+    line.strip_prefix(mark).unwrap_or(line).trim_ascii()
 }
 
 async fn add(args: Add, control: &Control, output: Output) -> anyhow::Result<u8> {

@@ -25,6 +25,8 @@ mod hostile;
 #[cfg(test)]
 mod http;
 #[cfg(test)]
+mod ids;
+#[cfg(test)]
 mod kills;
 #[cfg(test)]
 mod layers;

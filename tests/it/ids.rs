@@ -1,0 +1,24 @@
+//! Ids as people and pipelines give them: from files of other systems, many at once, and the same one twice.
+
+use crate::rig::{Place, Server, run, run_with};
+
+/// A file as an editor on Windows writes it, indented and with blanks at the ends of its lines.
+const FROM_WINDOWS: &str = "\u{feff}active_1\r\n  active_2 \t\r\n \t \r\nactive_3";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_surrounds_an_id_on_stdin_is_no_part_of_it() {
+    let api = Server::api().await;
+    let place = Place::new(&api, "");
+    let added = run_with(&place, &["add", "-"], FROM_WINDOWS, &[]).await;
+    assert_eq!((added.code, added.out.as_str()), (0, "added active_1\nadded active_2\nadded active_3\n"), "{added:?}");
+    let waited = run_with(&place, &["wait", "-", "--output", "status"], FROM_WINDOWS, &[]).await;
+    assert_eq!((waited.code, waited.out.as_str()), (0, "active\nactive\nactive\n"), "{waited:?}");
+    run(&place, &["add", "ast_1", "ast_2"]).await;
+    let cancelled = run_with(&place, &["cancel", "-"], "\u{feff} ast_1\r\n\tast_2 \n", &[]).await;
+    assert_eq!((cancelled.code, cancelled.out.as_str()), (0, "cancelled ast_1\ncancelled ast_2\n"), "{cancelled:?}");
+    // A blank within, or a mark that does not begin the input, may be meant.
+    let odd = run_with(&place, &["add", "-", "--json"], "a b\n\u{feff}c\n", &[]).await.json();
+    assert_eq!((&odd[0]["asset_id"], &odd[1]["asset_id"]), (&"a b".into(), &"\u{feff}c".into()));
+    let given = run(&place, &["add", " ast_1", "--json"]).await.json();
+    assert_eq!(given[0]["asset_id"], " ast_1", "an argument stays as it is");
+}
