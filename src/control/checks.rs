@@ -8,13 +8,16 @@ use crate::watch::LONGEST_METADATA;
 /// Nobody waits longer, and no clock overflows.
 const LONGEST: Duration = Duration::from_secs(10 * 366 * 24 * 3_600);
 
-/// A time to wait, as people write it: `90s`, `2h 30m`.
+/// The database and the schedules count in milliseconds.
+const SHORTEST: Duration = Duration::from_millis(1);
+
+/// A time to wait, as people write it: `90s`, `2h 30m`; from a millisecond to ten years.
 ///
 /// # Errors
 /// What is wrong with it.
 pub fn duration(text: &str) -> Result<Duration, String> {
     match parse_duration(text) {
-        Ok(Duration::ZERO) => Err("it must be longer than nothing".into()),
+        Ok(duration) if duration < SHORTEST => Err("it must be at least a millisecond".into()),
         Ok(duration) if duration > LONGEST => Err("it must be at most ten years".into()),
         Ok(duration) => Ok(duration),
         Err(error) => Err(format!("{error}; write it like `90s`, `10m` or `2h 30m`")),

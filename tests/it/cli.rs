@@ -395,6 +395,9 @@ async fn odd_arguments_have_clear_errors() {
     for (args, code, said) in [
         (&["wait", "x", "--timeout", "18446744073709551615s"][..], 2, "too large"),
         (&["wait", "x", "--timeout", "99y"], 2, "at most ten years"),
+        (&["add", "x", "--patience", "1ns"], 2, "at least a millisecond"),
+        (&["add", "x", "--patience", "0s"], 2, "at least a millisecond"),
+        (&["add", "x", "--patience", "999us"], 2, "at least a millisecond"),
         (&["events", "--since", "yesterday"], 2, "must be an instant"),
         (&["add", &long], 1, "at most 512 bytes"),
         (&["add", "x", "--account", ""], 2, "1 to 64 of the characters"),

@@ -127,6 +127,7 @@ async fn bad_requests_are_told_what_is_wrong_and_change_nothing() {
         (json!({"asset_id": "a", "asset_ids": ["b"]}), 422, "give either"),
         (json!({"asset_id": "a", "patiense": "2h"}), 422, "patiense"),
         (json!({"asset_id": "a", "patience": "soon"}), 422, "`patience`"),
+        (json!({"asset_id": "a", "patience": "1ns"}), 422, "`patience`: it must be at least a millisecond"),
         (json!({"asset_id": "a", "account": "Studio!"}), 422, "`account`"),
         (json!({"asset_id": "a", "callback_url": "ftp://x/"}), 422, "`callback_url`"),
         (json!({"asset_id": "a", "close": true}), 422, "name it in `batch`"),
