@@ -99,6 +99,17 @@ pub enum Cancelled {
     Unknown,
 }
 
+/// Nothing polls for an account: the configuration does not name it, and no daemon is there that may know it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the configuration names no account {name:?}, and no daemon is running: nothing polls for it; add its table \
+     `[accounts.{name}]`, or name another account"
+)]
+pub struct UnpolledAccount {
+    /// Its name.
+    pub name: String,
+}
+
 impl Control {
     /// Starts to watch each of these assets. What is wrong with one does not keep the others from being added.
     ///
@@ -193,6 +204,11 @@ impl Control {
     pub async fn unnamed_accounts(&self) -> Result<Vec<String>, StoreError> {
         let waiting = self.store.waiting_accounts().await?;
         Ok(waiting.into_iter().filter(|name| !self.accounts.contains(name)).collect())
+    }
+
+    /// Whether the configuration names this account.
+    pub fn names_account(&self, name: &str) -> bool {
+        self.accounts.iter().any(|known| known == name)
     }
 
     /// Who is told of what, by the configuration.

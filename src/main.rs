@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use assetwatch::cli::{self, Cli, Command, ConfigCommand, HooksCommand, Output, Progress, Screen, exit};
 use assetwatch::config::{self, ConfigError, Environment, Settings};
+use assetwatch::control::UnpolledAccount;
 use assetwatch::daemon::{self, Ending, EngineError, WaitOptions, Waited};
 use assetwatch::http::GateError;
 use assetwatch::signal::Signals;
@@ -82,7 +83,7 @@ async fn wait(args: cli::Wait, settings: &Settings, output: Output, screen: &Scr
     let control = daemon::open(settings).await?;
     let watches = match &args.batch {
         Some(name) => cli::known_batch(name, &control).await.map(|_| Vec::new())?,
-        None => cli::watches_for(args.ids, &args.account, &control, output).await?,
+        None => cli::watches_for(args.ids, &args.account, &control).await?,
     };
     let options = WaitOptions { watches, batch: args.batch, timeout: args.timeout, any: args.any };
     let mut progress = Progress::new(&output, screen, clock::Clock::system());
@@ -93,8 +94,10 @@ async fn wait(args: cli::Wait, settings: &Settings, output: Output, screen: &Scr
         let (hook, count) = (&left.hook, left.waiting);
         output.say(&format!("{count} deliveries to hook {hook} are left for a running daemon (`assetwatch run`)"));
     }
-    if let Ending::Unauthorized(said) = &waited.ending {
-        cli::complain(&format!("not authorized: {said}"));
+    match &waited.ending {
+        Ending::Unauthorized(said) => cli::complain(&format!("not authorized: {said}")),
+        Ending::Unpolled(account) => cli::complain(&cli::plain(&account.to_string())),
+        Ending::Ended | Ending::TimedOut | Ending::Interrupted => {}
     }
     Ok(wait_code(&waited, args.any))
 }
@@ -111,6 +114,7 @@ fn wait_code(waited: &Waited, any: bool) -> u8 {
     match &waited.ending {
         Ending::Interrupted => exit::INTERRUPTED,
         Ending::Unauthorized(_) => exit::UNAUTHORIZED,
+        Ending::Unpolled(_) => exit::CONFIGURATION,
         _ if counted.iter().any(|watch| watch.state != State::Settled) => exit::NOT_SETTLED,
         _ if !counted.iter().all(is_active) => exit::NOT_ACTIVE,
         Ending::TimedOut => exit::TIMED_OUT,
@@ -148,7 +152,8 @@ fn complain(error: &anyhow::Error, format: Format) -> u8 {
         cli::complain(&format!("{error:#}"));
     }
     let engine = error.downcast_ref::<EngineError>();
-    if error.is::<ConfigError>() || error.is::<GateError>() || engine.is_some_and(EngineError::is_configuration) {
+    let engine = engine.is_some_and(EngineError::is_configuration);
+    if engine || error.is::<ConfigError>() || error.is::<GateError>() || error.is::<UnpolledAccount>() {
         return exit::CONFIGURATION;
     }
     exit::FAILURE

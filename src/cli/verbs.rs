@@ -7,7 +7,8 @@ use super::output::{Output, complain, exit, plain, span, summary, unheard, word}
 use super::{Add, Cancel, Command, Events, List, WaitOutput};
 use super::{batches, deliveries, hooks, show};
 use crate::clock::Timestamp;
-use crate::control::{AddOptions, AddOutcome, AddResult, Cancelled, Control, check_callback_url, instant};
+use crate::control::{AddOptions, AddOutcome, AddResult, Cancelled, Control, UnpolledAccount};
+use crate::control::{check_callback_url, instant};
 use crate::event::{Batch, Gist};
 use crate::store::{EventRow, Filter};
 use crate::watch::{State, Watch};
@@ -105,7 +106,7 @@ async fn add(args: Add, control: &Control, output: Output) -> anyhow::Result<u8>
 
 /// The daemon may have another configuration, so it is only said.
 fn warn_of_account(account: &str, control: &Control, output: Output) {
-    if !control.accounts.iter().any(|known| known == account) {
+    if !control.names_account(account) {
         output.say(&format!(
             "The configuration names no account {:?}; nothing polls for it until it does.",
             plain(account)
@@ -289,17 +290,19 @@ pub(super) fn since(text: &str) -> Result<String, String> {
 /// Watches for assets that are waited for: those that are there, and new ones for the rest.
 ///
 /// # Errors
-/// When one of the ids is none, or there is none at all; nothing is waited for then.
-pub async fn watches_for(
-    arguments: Vec<String>,
-    account: &str,
-    control: &Control,
-    output: Output,
-) -> anyhow::Result<Vec<i64>> {
+/// When one of the ids is none, or there is none at all, or a new watch would be polled by nobody; nothing is waited for
+/// then.
+pub async fn watches_for(arguments: Vec<String>, account: &str, control: &Control) -> anyhow::Result<Vec<i64>> {
     let ids = ids(arguments).collect::<Result<Vec<_>, _>>()?;
     // Whoever was to print them has failed, as a rule: that all of none are active would let what comes next begin.
     anyhow::ensure!(!ids.is_empty(), "no ids came on stdin; there is nothing to wait for");
-    warn_of_account(account, control, output);
+    if !control.names_account(account) && !control.daemon_is_alive().await? {
+        // What is known may have ended; but a name that was misspelt is to leave nothing behind that waits for ever.
+        for id in &ids {
+            let known = control.newest(id, Some(account)).await?;
+            anyhow::ensure!(known.is_some(), UnpolledAccount { name: account.into() });
+        }
+    }
     let options = AddOptions { account: account.into(), ..AddOptions::default() };
     let mut watches = Vec::with_capacity(ids.len());
     for result in control.add(ids, &options).await? {

@@ -1,12 +1,13 @@
 //! `wait`: blocks until watches have ended. Beside a daemon it only looks; alone it is the daemon in small.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::engine::{CALLBACK_TIMEOUT, Engine, EngineError};
 use crate::config::Settings;
-use crate::control::Control;
+use crate::control::{Control, UnpolledAccount};
 use crate::event::CALLBACK;
 use crate::pace::Closure;
 use crate::signal::Signals;
@@ -42,6 +43,8 @@ pub enum Ending {
     Interrupted,
     /// The API refuses the key of an account for which watches wait; its words.
     Unauthorized(String),
+    /// What has not ended is of an account that nobody polls for, so nothing more would happen.
+    Unpolled(UnpolledAccount),
 }
 
 /// What the waiting brought.
@@ -66,7 +69,8 @@ pub async fn wait(
     mut view: impl FnMut(&[Watch]),
 ) -> anyhow::Result<Waited> {
     let mut signals = Signals::take_to_stop()?;
-    let mut waiter = Waiter { control, settings, options, engine: None, polled: Vec::new(), asked: None };
+    let mut waiter =
+        Waiter { control, settings, options, engine: None, polled: Vec::new(), asked: None, said: BTreeSet::new() };
     let ending = tokio::select! {
         biased;
         () = signals.stopped() => Ok(Ending::Interrupted),
@@ -168,6 +172,8 @@ struct Waiter<'a> {
     polled: Vec<i64>,
     /// When it was asked last whether a daemon is alive.
     asked: Option<Instant>,
+    /// The accounts of which it was said that the configuration does not name them.
+    said: BTreeSet<String>,
 }
 
 impl Waiter<'_> {
@@ -201,6 +207,9 @@ impl Waiter<'_> {
         self.see_to_polling(ids(&watches)).await?;
         if let Some(said) = self.unauthorized(&watches).await? {
             return Ok(Some(Ending::Unauthorized(said)));
+        }
+        if let Some(account) = self.unpolled(&watches) {
+            return Ok(Some(Ending::Unpolled(account)));
         }
         let in_time = self.changed(version, deadline).await?;
         Ok((!in_time).then_some(Ending::TimedOut))
@@ -243,6 +252,27 @@ impl Waiter<'_> {
             engine.stop(self.settings.grace, std::future::pending()).await?;
         }
         Ok(())
+    }
+
+    /// An account that the configuration does not name, where only such ones are left and nobody else is there to poll. Of
+    /// each it is said before: a daemon may have another configuration, or other watches go on.
+    fn unpolled(&mut self, watches: &[Watch]) -> Option<UnpolledAccount> {
+        let waiting = || watches.iter().filter(|watch| watch.state == State::Waiting);
+        let is_named = |watch: &&Watch| self.control.names_account(&watch.account);
+        let unnamed: BTreeSet<&str> = waiting().filter(|watch| !is_named(watch)).map(|watch| &*watch.account).collect();
+        let first = unnamed.first()?;
+        if self.engine.is_some() && !waiting().any(|watch| is_named(&watch)) {
+            return Some(UnpolledAccount { name: (*first).to_owned() });
+        }
+        for name in unnamed {
+            if self.said.insert(name.to_owned()) {
+                tracing::warn!(
+                    account = name,
+                    "the configuration names no account {name:?}; its watches end only if a daemon polls them"
+                );
+            }
+        }
+        None
     }
 
     /// Whether the API refuses the key of an account for which watches wait, and what it says.

@@ -63,6 +63,8 @@ mod syscalls;
 #[cfg(test)]
 mod tls;
 #[cfg(test)]
+mod unpolled;
+#[cfg(test)]
 mod virtual_time;
 #[cfg(test)]
 mod webhooks;
