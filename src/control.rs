@@ -6,7 +6,7 @@ mod hooks;
 mod overview;
 mod show;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -32,6 +32,8 @@ use crate::watch::{State, Watch};
 const FRESH: Duration = Duration::from_secs(20);
 /// Added in one transaction, so that a million ids neither hold the lock nor sync once each: some tenths of a second.
 const ADDED_AT_ONCE: usize = 20_000;
+/// Cancelled in one transaction: each may tell its hooks, and settle its batch.
+pub const CANCELLED_AT_ONCE: usize = 1_000;
 
 /// Does what an operator asks for.
 #[derive(Clone)]
@@ -125,35 +127,48 @@ impl Control {
         Ok(results)
     }
 
-    /// Stops following the newest watch of an asset; hooks that want to hear of it are told.
-    pub async fn cancel(&self, asset_id: &str, account: Option<&str>) -> Result<Cancelled, StoreError> {
-        match self.newest(asset_id, account).await? {
-            Some(newest) => self.cancel_watch(newest).await,
-            None => Ok(Cancelled::Unknown),
+    /// Stops following the newest watch of each of these assets; hooks that want to hear of it are told. What became of
+    /// each, in their order.
+    ///
+    /// # Errors
+    /// When the database cannot be written to; of each [`CANCELLED_AT_ONCE`] of them all are cancelled or none.
+    pub async fn cancel(&self, asset_ids: &[String], account: Option<&str>) -> Result<Vec<Cancelled>, StoreError> {
+        let mut results = Vec::with_capacity(asset_ids.len());
+        for ids in asset_ids.chunks(CANCELLED_AT_ONCE) {
+            let newest = self.store.newest(ids.to_vec(), account.map(str::to_owned)).await?;
+            results.extend(self.cancel_watches(newest).await?);
         }
+        Ok(results)
     }
 
     /// Stops following this watch; hooks that want to hear of it are told.
     pub async fn cancel_watch(&self, newest: Watch) -> Result<Cancelled, StoreError> {
+        let cancelled = self.cancel_watches(vec![Some(newest)]).await?.pop();
+        Ok(cancelled.unwrap_or(Cancelled::Unknown))
+    }
+
+    async fn cancel_watches(&self, newest: Vec<Option<Watch>>) -> Result<Vec<Cancelled>, StoreError> {
         let (now, subscriptions) = (self.clock.now(), self.subscriptions());
         let install_id = self.store.install_id().to_owned();
-        let before = newest.state;
         let rule = move |watch: &Watch| {
             let after = decide::cancelled(watch, now);
             let telling = Telling { install_id: &install_id, subscriptions: &subscriptions };
             let event = Event::new(&Fact::Cancelled, &after, watch.asset.status.as_deref(), now, &telling);
             (after, vec![event])
         };
-        let ended = self.store.end(newest.id, rule, self.tell_batch()).await?;
+        let ids = newest.iter().flatten().map(|watch| watch.id).collect();
+        let mut ended = self.store.end(ids, rule, self.tell_batch()).await?.into_iter();
         self.running.telling.wake();
-        Ok(match ended {
+        let mut before = BTreeSet::new();
+        let became = |newest: Option<Watch>| match newest.and_then(|newest| Some((newest.state, ended.next()??))) {
             None => Cancelled::Unknown,
-            // It may have settled between the look and the write: then it was not cancelled.
-            Some(watch) if before == State::Waiting && watch.state == State::Cancelled => {
+            // It may have settled between the look and the write, or stand among them twice: then it was not cancelled.
+            Some((State::Waiting, watch)) if watch.state == State::Cancelled && before.insert(watch.id) => {
                 Cancelled::Now(Box::new(watch))
             }
-            Some(watch) => Cancelled::Ended(Box::new(watch)),
-        })
+            Some((_, watch)) => Cancelled::Ended(Box::new(watch)),
+        };
+        Ok(newest.into_iter().map(became).collect())
     }
 
     /// Has a waiting watch polled now, as far as its account's pace allows. The watch as it stands then, which may have
@@ -179,13 +194,8 @@ impl Control {
 
     /// The newest watch of an asset.
     pub async fn newest(&self, asset_id: &str, account: Option<&str>) -> Result<Option<Watch>, StoreError> {
-        let filter = Filter {
-            asset_id: Some(asset_id.into()),
-            account: account.map(str::to_owned),
-            limit: Some(1),
-            ..Filter::default()
-        };
-        Ok(self.store.watches(filter).await?.pop())
+        let mut newest = self.store.newest(vec![asset_id.into()], account.map(str::to_owned)).await?;
+        Ok(newest.pop().flatten())
     }
 
     /// Watches, newest first.

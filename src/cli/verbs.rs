@@ -8,7 +8,7 @@ use super::{Add, Cancel, Command, Events, List, WaitOutput};
 use super::{batches, deliveries, hooks, show};
 use crate::clock::Timestamp;
 use crate::control::{AddOptions, AddOutcome, AddResult, Cancelled, Control, UnpolledAccount};
-use crate::control::{check_callback_url, instant};
+use crate::control::{CANCELLED_AT_ONCE, check_callback_url, instant};
 use crate::event::{Batch, Gist};
 use crate::store::{EventRow, Filter};
 use crate::watch::{State, Watch};
@@ -206,24 +206,32 @@ fn print_watches(watches: &[Watch], now: Timestamp, output: Output) -> io::Resul
 }
 
 async fn cancel(args: Cancel, control: &Control, output: Output) -> anyhow::Result<u8> {
+    let mut ids = ids(args.ids);
     let mut good = true;
-    for id in ids(args.ids) {
-        let id = id?;
-        let shown = plain(&id);
-        match control.cancel(&id, args.account.as_deref()).await? {
-            Cancelled::Now(watch) if output.json => unheard(output.object(&watch))?,
-            Cancelled::Now(_) => unheard(output.line(&format!("cancelled {shown}")))?,
-            Cancelled::Ended(watch) => {
-                good = false;
-                complain(&format!("{shown}: not cancelled, it had ended: {}", word(&watch)));
-            }
-            Cancelled::Unknown => {
-                good = false;
-                complain(&format!("{shown}: never watched"));
-            }
+    loop {
+        let portion = ids.by_ref().take(CANCELLED_AT_ONCE).collect::<Result<Vec<_>, _>>()?;
+        if portion.is_empty() {
+            break;
+        }
+        let cancelled = control.cancel(&portion, args.account.as_deref()).await?;
+        for (id, cancelled) in portion.iter().zip(cancelled) {
+            good &= matches!(cancelled, Cancelled::Now(_));
+            // Ids that are still to come are cancelled, whoever listens.
+            unheard(print_cancelled(id, &cancelled, output))?;
         }
     }
     Ok(if good { exit::OK } else { exit::FAILURE })
+}
+
+fn print_cancelled(id: &str, cancelled: &Cancelled, output: Output) -> io::Result<()> {
+    let shown = plain(id);
+    match cancelled {
+        Cancelled::Now(watch) if output.json => output.object(watch)?,
+        Cancelled::Now(_) => output.line(&format!("cancelled {shown}"))?,
+        Cancelled::Ended(watch) => complain(&format!("{shown}: not cancelled, it had ended: {}", word(watch))),
+        Cancelled::Unknown => complain(&format!("{shown}: never watched")),
+    }
+    Ok(())
 }
 
 async fn events(args: Events, control: &Control, output: Output) -> anyhow::Result<u8> {

@@ -70,25 +70,29 @@ impl Store {
         self.write(move |connection| update(connection, &after, &events, &tell)).await
     }
 
-    /// Ends a waiting watch by hand: `rule` makes what is written out of what stands there, in the same transaction,
-    /// and its batch may settle with it as with [`Store::record`]. A watch that does not wait is returned as it is. The rule
-    /// is asked again when the transaction has to be begun anew.
+    /// Ends waiting watches by hand, in one transaction: `rule` makes what is written out of what stands there, and a
+    /// batch may settle with it as with [`Store::record`]. Returns each as it stands then, in the order of the ids; one
+    /// that does not wait stays as it is, and one that is not there is none. The rule is asked again when the transaction has
+    /// to be begun anew.
     pub async fn end(
         &self,
-        id: i64,
+        ids: Vec<i64>,
         mut rule: impl FnMut(&Watch) -> (Watch, Vec<Event>) + Send + 'static,
         tell: TellBatch,
-    ) -> Result<Option<Watch>, StoreError> {
+    ) -> Result<Vec<Option<Watch>>, StoreError> {
         self.write(move |connection| {
             let sql = format!("SELECT {WATCH} FROM watches WHERE id = ?1");
-            let before = connection.prepare_cached(&sql)?.query_row([id], watch).optional()?;
-            let Some(before) = before else { return Ok(None) };
-            if before.state != State::Waiting {
-                return Ok(Some(before));
-            }
-            let (after, events) = rule(&before);
-            update(connection, &after, &events, &tell)?;
-            Ok(Some(after))
+            let mut stands = connection.prepare_cached(&sql)?;
+            let mut end = |id: &i64| {
+                let before = match stands.query_row([id], watch).optional()? {
+                    Some(before) if before.state == State::Waiting => before,
+                    ended => return Ok(ended),
+                };
+                let (after, events) = rule(&before);
+                update(connection, &after, &events, &tell)?;
+                Ok(Some(after))
+            };
+            ids.iter().map(&mut end).collect()
         })
         .await
     }
@@ -104,6 +108,23 @@ impl Store {
                 .execute(params![id, now.as_millis()])?;
             let sql = format!("SELECT {WATCH} FROM watches WHERE id = ?1");
             Ok(connection.prepare_cached(&sql)?.query_row([id], watch).optional()?)
+        })
+        .await
+    }
+
+    /// The newest watch of each of these assets, of one account or of all, in their order.
+    pub async fn newest(
+        &self,
+        asset_ids: Vec<String>,
+        account: Option<String>,
+    ) -> Result<Vec<Option<Watch>>, StoreError> {
+        self.look(move |connection| {
+            let mut filter = Filter { account, limit: Some(1), ..Filter::default() };
+            let newest = |asset_id| {
+                filter.asset_id = Some(asset_id);
+                Ok(list(connection, &filter)?.pop())
+            };
+            asset_ids.into_iter().map(newest).collect()
         })
         .await
     }

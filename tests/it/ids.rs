@@ -22,3 +22,23 @@ async fn what_surrounds_an_id_on_stdin_is_no_part_of_it() {
     let given = run(&place, &["add", " ast_1", "--json"]).await.json();
     assert_eq!(given[0]["asset_id"], " ast_1", "an argument stays as it is");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_are_cancelled_with_one_commit_and_answered_in_order() {
+    let api = Server::api().await;
+    let place = Place::new(&api, "");
+    let ids: Vec<String> = (0..500).map(|number| format!("ast_{number}")).collect();
+    let text = ids.join("\n");
+    assert_eq!(run_with(&place, &["add", "--batch", "b", "--close", "-"], &text, &[]).await.code, 0);
+    let input = format!("nobody\n{text}\nast_7\n");
+    let cancelled = run_with(&place, &["cancel", "-"], &input, &[]).await;
+    let expected: String = ids.iter().map(|id| format!("cancelled {id}\n")).collect();
+    assert_eq!((cancelled.code, &cancelled.out), (1, &expected));
+    let said: Vec<&str> = cancelled.err.lines().collect();
+    assert_eq!(said.len(), 2, "{said:?}");
+    assert!(said[1].contains("ast_7: not cancelled, it had ended: cancelled"), "given twice: {said:?}");
+    let instants = "SELECT count(DISTINCT settled_at) FROM watches WHERE state = 'cancelled'";
+    assert_eq!(place.ask::<i64>(instants), Some(1), "each commit has its instant");
+    assert_eq!(place.ask::<i64>("SELECT count(*) FROM events WHERE type = 'watch.cancelled'"), Some(500));
+    assert_eq!(place.ask::<i64>("SELECT count(*) FROM events WHERE type = 'batch.settled'"), Some(1));
+}

@@ -379,7 +379,7 @@ impl Run {
         let plan = &self.script.assets[asset];
         self.world.lock().cancelled.insert((plan.account, plan.id.clone()));
         let account = &self.script.accounts[plan.account].name;
-        let cancelled = self.operator()?.cancel(&plan.id, Some(account)).await;
+        let cancelled = self.operator()?.cancel(std::slice::from_ref(&plan.id), Some(account)).await;
         cancelled.map(drop).map_err(|error| error.to_string())
     }
 

@@ -67,7 +67,7 @@ async fn what_has_ended_before() {
     let abandoned = Watch { state: State::Abandoned, reason: Some(Reason::Missing), ..settled_without_status(&again) };
     base.store.record(abandoned, Vec::new(), nobody()).await.unwrap();
     let cancelled = base.add(&["cancelled"]).await.remove(0);
-    base.store.end(cancelled.id, |watch| (cancelled_now(watch), Vec::new()), nobody()).await.unwrap();
+    base.store.end(vec![cancelled.id], |watch| (cancelled_now(watch), Vec::new()), nobody()).await.unwrap();
     assert_eq!(add(&base, "settled", plain()).await, ("known", Some(settled.id)));
     for (asset, again) in [("settled", true), ("abandoned", false), ("cancelled", false)] {
         let (done, id) = add(&base, asset, AddOptions { again, ..plain() }).await;

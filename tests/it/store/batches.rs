@@ -65,7 +65,7 @@ async fn it_settles_with_the_last_watch_of_a_closed_batch_and_counts() {
         let settled_at = Some(NOW + SECOND);
         (Watch { state: State::Cancelled, due_at: None, settled_at, ..watch.clone() }, Vec::new())
     };
-    base.store.end(watches[2].id, cancel, told_to(&["cms"])).await.unwrap();
+    base.store.end(vec![watches[2].id], cancel, told_to(&["cms"])).await.unwrap();
     let batch = base.store.batch("b".into()).await.unwrap().unwrap();
     assert_eq!(batch.settled_at, Some(NOW + SECOND));
     assert_eq!((batch.watches, batch.waiting, batch.abandoned, batch.cancelled), (3, 0, 1, 1));

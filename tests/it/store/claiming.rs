@@ -150,7 +150,7 @@ async fn only_what_waits_is_claimed() {
     base.settled("settled", &[]).await;
     let watch = base.add(&["cancelled"]).await.remove(0);
     let end = |watch: &Watch| Watch { state: State::Cancelled, due_at: None, settled_at: Some(NOW), ..watch.clone() };
-    base.store.end(watch.id, move |watch| (end(watch), Vec::new()), nobody()).await.unwrap();
+    base.store.end(vec![watch.id], move |watch| (end(watch), Vec::new()), nobody()).await.unwrap();
     let claimed = base.claim(later(DAY, &[("default", 9)])).await;
     assert_eq!((taken(&claimed), claimed[0].next_due), (vec![vec![]], None));
 }

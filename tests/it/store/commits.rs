@@ -79,7 +79,7 @@ async fn a_write_that_panics_takes_nobody_along() {
     let (go_on, may_go_on) = std::sync::mpsc::channel();
     let mut begun = Some(begun);
     let held = base.store.end(
-        watch.id,
+        vec![watch.id],
         move |watch| {
             begun.take().unwrap().send(()).unwrap();
             may_go_on.recv().unwrap();
@@ -94,11 +94,11 @@ async fn a_write_that_panics_takes_nobody_along() {
         go_on.send(()).unwrap();
     };
     let before = base.store.add(owned(&["before"]), plain(), NOW);
-    let panicking = base.store.end(watch.id, |_| panic!("this panic is part of the test"), nobody());
+    let panicking = base.store.end(vec![watch.id], |_| panic!("this panic is part of the test"), nobody());
     let after = base.store.add(owned(&["after"]), plain(), NOW);
     let all = async { tokio::join!(held, before, panicking, after, release) };
     let (held, before, panicking, after, ()) = tokio::time::timeout(MINUTE, all).await.expect("all are answered");
-    assert_eq!(held.unwrap().map(|watch| watch.polls), Some(1));
+    assert_eq!(held.unwrap().remove(0).map(|watch| watch.polls), Some(1));
     assert!(matches!(&panicking, Err(StoreError::Broken(why)) if why.contains("panic")), "{panicking:?}");
     for added in [before, after] {
         assert!(matches!(added.unwrap()[..], [Added::New(_)]));

@@ -204,7 +204,7 @@ async fn a_cancelled_watch_wins_against_its_worker() {
         let told = event(&after, "watch.cancelled", &["cms"]);
         (after, vec![told])
     };
-    let ended = base.store.end(watch.id, end, nobody()).await.unwrap().unwrap();
+    let ended = base.store.end(vec![watch.id], end, nobody()).await.unwrap().remove(0).unwrap();
     assert_eq!((ended.state, ended.generation), (State::Cancelled, watch.generation));
     let stored = base.watch(watch.id).await;
     assert_eq!((stored.state, stored.lease_owner, stored.lease_until), (State::Cancelled, None, None));
@@ -218,10 +218,33 @@ async fn only_what_waits_can_be_ended() {
     let base = Base::new().await;
     let watch = base.settled("a", &[]).await;
     let stands = base.watch(watch.id).await;
-    let ended = base.store.end(watch.id, |_| panic!("the rule is not asked"), nobody()).await.unwrap();
-    assert_eq!(ended, Some(stands.clone()));
+    let ended = base.store.end(vec![watch.id], |_| panic!("the rule is not asked"), nobody()).await.unwrap();
+    assert_eq!(ended, [Some(stands.clone())]);
     assert_eq!(base.watch(watch.id).await, stands);
-    assert_eq!(base.store.end(999, |_| panic!("the rule is not asked"), nobody()).await.unwrap(), None);
+    assert_eq!(base.store.end(vec![999], |_| panic!("the rule is not asked"), nobody()).await.unwrap(), [None]);
+}
+
+#[tokio::test]
+async fn what_is_ended_at_once_ends_as_a_whole_or_not_at_all() {
+    let base = Base::new().await;
+    let [a, b, c] = base.add(&["a", "b", "c"]).await.try_into().unwrap();
+    let end = |before: &Watch| {
+        let after = Watch { state: State::Cancelled, due_at: None, settled_at: Some(NOW), ..before.clone() };
+        (after.clone(), vec![event(&after, "watch.cancelled", &["cms"])])
+    };
+    let refused = a.id;
+    let wrong = move |before: &Watch| {
+        let (after, events) = end(before);
+        (Watch { settled_at: after.settled_at.filter(|_| after.id != refused), ..after }, events)
+    };
+    let failed = base.store.end(vec![c.id, a.id, b.id], wrong, nobody()).await;
+    assert!(matches!(failed, Err(StoreError::Refused(_))), "{failed:?}");
+    assert_eq!(base.watch(c.id).await, c, "what came before the bad one is undone");
+    let ended = base.store.end(vec![c.id, 999, a.id, c.id], end, nobody()).await.unwrap();
+    let ids: Vec<Option<i64>> = ended.iter().map(|watch| watch.as_ref().map(|watch| watch.id)).collect();
+    assert_eq!(ids, [Some(c.id), None, Some(a.id), Some(c.id)], "in the order of the ids");
+    assert_eq!((base.watch(b.id).await, ended[0].clone()), (b, ended[3].clone()), "only these, and each once");
+    assert_eq!(base.store.history(c.id).await.unwrap().events.len(), 1);
 }
 
 #[tokio::test]
@@ -229,6 +252,6 @@ async fn a_rule_that_cannot_be_written_leaves_the_watch_as_it_was() {
     let base = Base::new().await;
     let watch = base.add(&["a"]).await.remove(0);
     let wrong = |before: &Watch| (Watch { state: State::Settled, ..before.clone() }, Vec::new());
-    assert!(matches!(base.store.end(watch.id, wrong, nobody()).await, Err(StoreError::Refused(_))));
+    assert!(matches!(base.store.end(vec![watch.id], wrong, nobody()).await, Err(StoreError::Refused(_))));
     assert_eq!(base.watch(watch.id).await, watch);
 }
