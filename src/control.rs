@@ -16,7 +16,7 @@ use utoipa::ToSchema;
 pub use checks::{check_account, check_batch, check_callback_url, check_metadata, duration, instant, parse_duration};
 pub use hooks::{HookShown, HookState, HookVerbError, Tested};
 pub use overview::{AccountShown, DeliveryCounts, OverviewShown, WatchCounts};
-pub use show::{Shown, Told};
+pub use show::{Shown, Told, unknown_watch};
 
 use crate::clock::{Clock, Timestamp};
 use crate::config::Hook;
@@ -97,7 +97,7 @@ pub enum Cancelled {
     Now(Box<Watch>),
     /// It had ended before.
     Ended(Box<Watch>),
-    /// It was never watched.
+    /// No watch of it is known.
     Unknown,
 }
 

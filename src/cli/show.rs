@@ -5,12 +5,13 @@ use std::io;
 use super::One;
 use super::output::{Output, complain, exit, plain, print_kept, word};
 use crate::clock::Timestamp;
-use crate::control::{Control, Shown, Told, account_standing};
+use crate::control::{Control, Shown, Told, account_standing, unknown_watch};
 use crate::store::History;
 
 pub(super) async fn show(args: One, control: &Control, output: Output) -> anyhow::Result<u8> {
     let Some(shown) = control.show(&args.id, args.account.as_deref()).await? else {
-        complain(&format!("{}: never watched; `assetwatch add` starts to", plain(&args.id)));
+        let unknown = unknown_watch(&plain(&args.id), args.account.as_deref().map(plain).as_deref(), None);
+        complain(&format!("{unknown}; `assetwatch add` starts one"));
         return Ok(exit::FAILURE);
     };
     if output.json {

@@ -8,7 +8,7 @@ use super::{Add, Cancel, Command, Events, List, WaitOutput};
 use super::{batches, deliveries, hooks, show};
 use crate::clock::Timestamp;
 use crate::control::{AddOptions, AddOutcome, AddResult, Cancelled, Control, UnpolledAccount};
-use crate::control::{CANCELLED_AT_ONCE, check_callback_url, instant};
+use crate::control::{CANCELLED_AT_ONCE, check_callback_url, instant, unknown_watch};
 use crate::event::{Batch, Gist};
 use crate::store::{EventRow, Filter};
 use crate::watch::{State, Watch};
@@ -217,19 +217,19 @@ async fn cancel(args: Cancel, control: &Control, output: Output) -> anyhow::Resu
         for (id, cancelled) in portion.iter().zip(cancelled) {
             good &= matches!(cancelled, Cancelled::Now(_));
             // Ids that are still to come are cancelled, whoever listens.
-            unheard(print_cancelled(id, &cancelled, output))?;
+            unheard(print_cancelled((id, args.account.as_deref()), &cancelled, output))?;
         }
     }
     Ok(if good { exit::OK } else { exit::FAILURE })
 }
 
-fn print_cancelled(id: &str, cancelled: &Cancelled, output: Output) -> io::Result<()> {
+fn print_cancelled((id, account): (&str, Option<&str>), cancelled: &Cancelled, output: Output) -> io::Result<()> {
     let shown = plain(id);
     match cancelled {
         Cancelled::Now(watch) if output.json => output.object(watch)?,
         Cancelled::Now(_) => output.line(&format!("cancelled {shown}"))?,
         Cancelled::Ended(watch) => complain(&format!("{shown}: not cancelled, it had ended: {}", word(watch))),
-        Cancelled::Unknown => complain(&format!("{shown}: never watched")),
+        Cancelled::Unknown => complain(&unknown_watch(&shown, account.map(plain).as_deref(), None)),
     }
     Ok(())
 }

@@ -35,6 +35,14 @@ pub struct Told {
     pub change: Option<String>,
 }
 
+/// That a watch is not known: the newest of an asset, of one account where that was asked for, or the one of this number.
+/// It may have been watched all the same: for another account, or so long ago that it was pruned.
+pub fn unknown_watch(asset_id: &str, account: Option<&str>, number: Option<i64>) -> String {
+    let number = number.map(|number| format!(" with the number {number}")).unwrap_or_default();
+    let account = account.map(|account| format!(" for the account {account:?}")).unwrap_or_default();
+    format!("no watch of {asset_id:?}{account}{number} is known")
+}
+
 /// What a delivery's own row does not say.
 struct Around {
     rows: Vec<HookRow>,

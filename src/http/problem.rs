@@ -6,7 +6,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::control::HookVerbError;
+use crate::control::{HookVerbError, unknown_watch};
 use crate::store::StoreError;
 
 /// How long a caller is asked to wait when there is no room, in seconds.
@@ -33,12 +33,9 @@ impl Problem {
         Self { kind: "about:blank", title, status: status.as_u16(), detail: detail.into() }
     }
 
-    /// It may have been watched all the same: for another account, or so long ago that it was pruned.
     pub(super) fn unknown_watch(asset_id: &str, account: Option<&str>, number: Option<i64>) -> Self {
-        let number = number.map(|number| format!(" with the number {number}")).unwrap_or_default();
-        let account = account.map(|account| format!(" for the account {account:?}")).unwrap_or_default();
-        let why = format!("no watch of {asset_id:?}{account}{number} is known; POST /v1/watches starts one");
-        Self::new(StatusCode::NOT_FOUND, why)
+        let unknown = unknown_watch(asset_id, account, number);
+        Self::new(StatusCode::NOT_FOUND, format!("{unknown}; POST /v1/watches starts one"))
     }
 
     pub(super) fn no_room(what: &str) -> Self {

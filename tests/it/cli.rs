@@ -160,7 +160,7 @@ async fn list_show_cancel_and_events() {
     let cancelled = run(&place, &["cancel", "ast_3", "active_1", "nobody"]).await;
     assert_eq!((cancelled.code, cancelled.out.as_str()), (1, "cancelled ast_3\n"));
     assert!(cancelled.err.contains("active_1: not cancelled, it had ended: active"), "{}", cancelled.err);
-    assert!(cancelled.err.contains("nobody: never watched"), "{}", cancelled.err);
+    assert!(cancelled.err.contains("no watch of \"nobody\" is known"), "{}", cancelled.err);
     let events = run(&place, &["events", "--json"]).await.json();
     let mut kinds: Vec<&str> = events.iter().map(|event| event["type"].as_str().unwrap()).collect();
     kinds.sort_unstable();

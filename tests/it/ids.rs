@@ -42,3 +42,20 @@ async fn many_are_cancelled_with_one_commit_and_answered_in_order() {
     assert_eq!(place.ask::<i64>("SELECT count(*) FROM events WHERE type = 'watch.cancelled'"), Some(500));
     assert_eq!(place.ask::<i64>("SELECT count(*) FROM events WHERE type = 'batch.settled'"), Some(1));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_known_is_not_said_to_have_never_been() {
+    let api = Server::api().await;
+    let place = Place::new(&api, "");
+    run(&place, &["add", "ast_1"]).await;
+    for (args, said) in [
+        (&["show", "nobody"][..], "no watch of \"nobody\" is known; `assetwatch add` starts one"),
+        (&["show", "ast_1", "--account", "b"], "no watch of \"ast_1\" for the account \"b\" is known"),
+        (&["cancel", "nobody"], "no watch of \"nobody\" is known"),
+        (&["cancel", "ast_1", "--account", "b"], "no watch of \"ast_1\" for the account \"b\" is known"),
+    ] {
+        let unknown = run(&place, args).await;
+        assert_eq!((unknown.code, unknown.out.as_str()), (1, ""), "{args:?}");
+        assert!(unknown.err.contains(said), "{args:?}: {}", unknown.err);
+    }
+}
