@@ -143,6 +143,11 @@ pub enum Command {
     /// Show an asset's watch, its events, deliveries and attempts, and why each hook was or was not told
     Show(One),
     /// Stop following assets
+    #[command(
+        after_help = "Examples:\n  assetwatch cancel ast_1 ast_2\n  assetwatch cancel - --json < ids.txt | jq 'select(.error)'\n\n\
+        What waits is cancelled, and the rest named; then the exit code is 1. As JSON each id has its object, with \
+        `result` (cancelled, ended or unknown), `watch` and `error`."
+    )]
     Cancel(Cancel),
     /// Print what happened
     #[command(after_help = "Examples:\n  assetwatch events --since 2h\n  assetwatch events --follow --json")]

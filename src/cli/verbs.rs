@@ -3,6 +3,8 @@
 use std::io::{self, BufRead};
 use std::time::Duration;
 
+use serde::Serialize;
+
 use super::output::{Output, complain, exit, plain, span, summary, unheard, word};
 use super::{Add, Cancel, Command, Events, List, WaitOutput};
 use super::{batches, deliveries, hooks, show};
@@ -223,13 +225,29 @@ async fn cancel(args: Cancel, control: &Control, output: Output) -> anyhow::Resu
     Ok(if good { exit::OK } else { exit::FAILURE })
 }
 
+/// What `cancel` did with one id, as JSON: an object like those of `add`.
+#[derive(Serialize)]
+struct CancelResult<'a> {
+    asset_id: &'a str,
+    result: &'static str,
+    watch: Option<&'a Watch>,
+    error: Option<String>,
+}
+
 fn print_cancelled((id, account): (&str, Option<&str>), cancelled: &Cancelled, output: Output) -> io::Result<()> {
     let shown = plain(id);
-    match cancelled {
-        Cancelled::Now(watch) if output.json => output.object(watch)?,
-        Cancelled::Now(_) => output.line(&format!("cancelled {shown}"))?,
-        Cancelled::Ended(watch) => complain(&format!("{shown}: not cancelled, it had ended: {}", word(watch))),
-        Cancelled::Unknown => complain(&unknown_watch(&shown, account.map(plain).as_deref(), None)),
+    let (result, watch, error) = match cancelled {
+        Cancelled::Now(watch) => ("cancelled", Some(&**watch), None),
+        Cancelled::Ended(watch) => {
+            ("ended", Some(&**watch), Some(format!("not cancelled, it had ended: {}", word(watch))))
+        }
+        Cancelled::Unknown => ("unknown", None, Some(unknown_watch(&shown, account.map(plain).as_deref(), None))),
+    };
+    match (error, watch) {
+        (error, watch) if output.json => output.object(&CancelResult { asset_id: id, result, watch, error })?,
+        (None, _) => output.line(&format!("cancelled {shown}"))?,
+        (Some(error), Some(_)) => complain(&format!("{shown}: {error}")),
+        (Some(error), None) => complain(&error),
     }
     Ok(())
 }

@@ -44,6 +44,24 @@ async fn many_are_cancelled_with_one_commit_and_answered_in_order() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn as_json_each_id_that_is_to_be_cancelled_has_its_object() {
+    let api = Server::api().await;
+    let place = Place::new(&api, "");
+    run(&place, &["wait", "active_1"]).await;
+    run(&place, &["add", "ast_1"]).await;
+    let cancelled = run(&place, &["cancel", "--json", "nobody", "ast_1", "active_1"]).await;
+    assert_eq!((cancelled.code, cancelled.err.as_str()), (1, ""));
+    let objects = cancelled.json();
+    let words = |name: &str| objects.iter().map(|object| object[name].clone()).collect::<Vec<_>>();
+    assert_eq!(words("asset_id"), ["nobody", "ast_1", "active_1"], "{objects:?}");
+    assert_eq!(words("result"), ["unknown", "cancelled", "ended"]);
+    assert_eq!(objects[1]["watch"]["state"], "cancelled");
+    assert_eq!((&objects[0]["watch"], &objects[1]["error"]), (&serde_json::Value::Null, &serde_json::Value::Null));
+    assert_eq!(objects[0]["error"], "no watch of \"nobody\" is known");
+    assert_eq!(objects[2]["error"], "not cancelled, it had ended: active");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_not_known_is_not_said_to_have_never_been() {
     let api = Server::api().await;
     let place = Place::new(&api, "");
