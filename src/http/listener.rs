@@ -106,18 +106,33 @@ fn explained(error: &io::Error) -> String {
 
 /// A socket that a process has left behind is replaced; one at which somebody listens is not.
 fn bind_unix(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
-    if std::fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket()) {
-        match std::os::unix::net::UnixStream::connect(path) {
+    match std::fs::symlink_metadata(path).map(|file| file.file_type()) {
+        Ok(kind) if kind.is_socket() => match std::os::unix::net::UnixStream::connect(path) {
             Err(error) if error.kind() == ErrorKind::ConnectionRefused => std::fs::remove_file(path)?,
             Err(error) => return Err(error),
             Ok(_) => return Err(ErrorKind::AddrInUse.into()),
-        }
+        },
+        Ok(kind) => return Err(no_socket(kind)),
+        // Nothing is there, or it is said when the socket is made.
+        Err(_) => {}
     }
     let listener = UnixListener::bind(path)?;
     // Whoever may write to it may ask; its group may, as it may write to the database.
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))?;
     let inode = std::fs::symlink_metadata(path)?.ino();
     Ok((listener, SocketFile { path: path.to_owned(), inode }))
+}
+
+/// It may be anything of somebody's, so it is not ours to remove; the system would call the address taken.
+fn no_socket(kind: std::fs::FileType) -> io::Error {
+    let kind = match kind {
+        kind if kind.is_file() => "a plain file",
+        kind if kind.is_dir() => "a directory",
+        kind if kind.is_symlink() => "a symbolic link",
+        _ => "something else",
+    };
+    let why = format!("there is {kind} and no socket, which is left alone; move it away, or choose another path");
+    io::Error::new(ErrorKind::AlreadyExists, why)
 }
 
 /// How many connections there is room for. The soft limit of descriptors is for programs that cannot deal with many, so

@@ -171,6 +171,24 @@ async fn an_address_that_is_taken_is_an_error_and_a_left_socket_is_not() {
     assert!(!socket.exists(), "a stopped one takes it along");
 }
 
+#[tokio::test]
+async fn what_is_no_socket_is_named_and_left_alone() {
+    let api = slow_api().await;
+    let place = Place::new(&api, "");
+    std::fs::write(place.path("notes"), "to be kept").unwrap();
+    std::fs::create_dir(place.path("directory")).unwrap();
+    std::os::unix::fs::symlink(place.path("nowhere"), place.path("link")).unwrap();
+    for (name, kind) in [("notes", "a plain file"), ("directory", "a directory"), ("link", "a symbolic link")] {
+        let path = place.path(name).display().to_string();
+        place.configure(&api.url(), &format!("[http]\nlisten = \"unix:{path}\"\n"));
+        let refused = run(&place, &["run"]).await;
+        let said = format!("there is {kind} and no socket, which is left alone; move it away, or choose another path");
+        assert!(refused.code == 1 && refused.err.contains(&said), "{refused:?}");
+    }
+    assert_eq!(std::fs::read_to_string(place.path("notes")).unwrap(), "to be kept");
+    assert!(place.path("directory").is_dir() && place.path("link").is_symlink());
+}
+
 /// `ssh -L 8787:/run/….sock` brings a socket to a port of the machine with the browser, where a name of another site can be
 /// made to lead to it.
 #[tokio::test]
