@@ -125,6 +125,8 @@ fn state(hook: &HookShown) -> String {
             let why = hook.row.disabled_reason.as_deref().unwrap_or_default();
             format!("disabled since {}: {why}", at(hook.row.disabled_at))
         }
+        // It was enabled since, or its receiver wanted none of what it was told.
+        HookState::Failing if hook.row.failures == 0 => "nothing delivered yet".into(),
         HookState::Failing => {
             let probe = hook.row.next_probe_at.map(|probe| format!(", probing at {probe}"));
             format!("failing ({} in a row{})", hook.row.failures, probe.unwrap_or_default())

@@ -45,7 +45,7 @@ pub struct HookShown {
 pub enum HookState {
     /// Its latest attempt delivered.
     Ok,
-    /// Its latest attempts failed.
+    /// Its latest attempts failed; with no failures in a row, it has never delivered.
     Failing,
     /// Its receiver asked to be left alone for a while.
     Held,

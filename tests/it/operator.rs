@@ -117,6 +117,26 @@ async fn a_disabled_hook_is_not_told_until_it_is_enabled() {
     assert!(events.contains(" hook.disabled hook=cms reason=the CMS moves"), "{events}");
 }
 
+/// To be enabled ends a streak of failures, and is no success.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hook_that_was_enabled_is_not_said_to_fail() {
+    let ((receiver, mended), api) = (flaky().await, Server::api().await);
+    let place = Place::new(&api, &webhook(&receiver));
+    run(&place, &["wait", "active_1"]).await;
+    let state = async || {
+        let listed = run(&place, &["hooks", "list"]).await.out;
+        listed.split('\t').nth(2).unwrap_or_default().to_owned()
+    };
+    assert_eq!(state().await, "failing (1 in a row)");
+    run(&place, &["hooks", "disable", "cms"]).await;
+    run(&place, &["hooks", "enable", "cms"]).await;
+    assert_eq!(state().await, "nothing delivered yet");
+    assert_eq!(run(&place, &["hooks", "list", "--json"]).await.json()[0]["failures"], 0);
+    mended.store(true, Ordering::SeqCst);
+    run(&place, &["wait", "active_2"]).await;
+    assert_eq!(state().await, "ok");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_test_is_a_real_delivery_with_an_entry_in_the_ledger() {
     let api = Server::api().await;
