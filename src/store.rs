@@ -45,7 +45,7 @@ pub use adding::{AddOptions, Added};
 pub use backup::{BackedUp, BackupError, backup, backup_in_progress};
 pub use batches::TellBatch;
 pub use blocking::Blocking;
-pub use copy::{Copying, size_in_words};
+pub use copy::{Copying, free_room, size_in_words};
 pub use deliveries::{Backlog, DeliveryFilter, DeliveryRow, Portion, Retried};
 pub use history::{AttemptRow, EventRow, History};
 pub use integrity::Integrity;

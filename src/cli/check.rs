@@ -10,7 +10,10 @@ use crate::clock::Clock;
 use crate::config::{self, Callbacks, Hook, Settings, Target, Webhook};
 use crate::control::{AddOptions, Control, Running};
 use crate::hook::{Hooks, check_program};
-use crate::store::{Store, StoreError};
+use crate::store::{Store, StoreError, free_room, size_in_words};
+
+/// With less room than this, in bytes, a disk is as good as full: the write-ahead log alone takes several MB when it is busy.
+const LEAST_ROOM: u64 = 16 << 20;
 
 /// How one thing stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -90,7 +93,10 @@ fn configuration(settings: &Settings) -> Line {
 async fn database(settings: &Settings) -> Vec<Line> {
     let store = match Store::open(&settings.database).await {
         Ok(store) => store,
-        Err(error) => return vec![line("database", Finding::Bad, error.to_string())],
+        Err(error) => {
+            let unusable = line("database", Finding::Bad, error.to_string());
+            return std::iter::once(unusable).chain(room(settings)).collect();
+        }
     };
     let accounts = settings.accounts.iter().map(|account| account.name.clone()).collect();
     let control = Control { store, clock: Clock::system(), hooks: Vec::new(), accounts, running: Running::default() };
@@ -106,6 +112,7 @@ async fn database(settings: &Settings) -> Vec<Line> {
         lines.push(line("database", Finding::Note, migrated.to_string()));
     }
     lines.extend(integrity(&control.store).await);
+    lines.extend(room(settings));
     lines.push(match control.daemon_is_alive().await {
         Ok(true) => line("daemon", Finding::Ok, "running on this database".into()),
         Ok(false) => {
@@ -124,6 +131,19 @@ async fn database(settings: &Settings) -> Vec<Line> {
         }
     }
     lines
+}
+
+/// Also where the database cannot be opened: that may be the reason.
+fn room(settings: &Settings) -> Option<Line> {
+    const WHAT: &str = "database room";
+    let free = free_room(&settings.database)?;
+    let size = size_in_words(free);
+    Some(if free >= LEAST_ROOM {
+        line(WHAT, Finding::Ok, format!("{size} are free in its file system"))
+    } else {
+        let says = format!("only {size} are free in its file system; make room, or soon nothing more can be recorded");
+        line(WHAT, Finding::Bad, says)
+    })
 }
 
 async fn integrity(store: &Store) -> Vec<Line> {

@@ -159,12 +159,8 @@ impl Partial {
 
     /// Better said before a disk is full than after: others write to it, too.
     fn find_room(&self, bytes: u64) -> Result<(), String> {
+        let Some(free) = free_room(&self.path).filter(|free| *free < bytes) else { return Ok(()) };
         let directory = directory(&self.path);
-        let Ok(disk) = rustix::fs::statvfs(directory) else { return Ok(()) };
-        let free = disk.f_bavail.saturating_mul(disk.f_frsize);
-        if free >= bytes {
-            return Ok(());
-        }
         Err(format!(
             "there is not enough room in {}: the copy takes {}, and {} are free",
             directory.display(),
@@ -242,6 +238,12 @@ fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
 /// The directory that a file is in.
 pub(super) fn directory(file: &Path) -> &Path {
     file.parent().filter(|directory| !directory.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// How many bytes are free for us in the file system of this file, which need not be there; none where that is not known.
+pub fn free_room(file: &Path) -> Option<u64> {
+    let disk = rustix::fs::statvfs(directory(file)).ok()?;
+    Some(disk.f_bavail.saturating_mul(disk.f_frsize))
 }
 
 /// A size for people.

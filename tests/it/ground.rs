@@ -9,7 +9,7 @@ use serde_json::json;
 use tokio::io::AsyncWriteExt;
 
 use crate::rig::{
-    Caller, Daemon, Latch, Place, Reply, SOON, Server, Tally, Tmpfs, WriteLock, all_told, answer, assert_sound,
+    Caller, Daemon, Latch, Place, Reply, Run, SOON, Server, Tally, Tmpfs, WriteLock, all_told, answer, assert_sound,
     eventually, ids, run, tally, webhook,
 };
 
@@ -77,6 +77,27 @@ async fn a_daemon_can_be_stopped_under_a_foreign_lock() {
     // The grace, what a write waits for the lock, and room.
     assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
     drop(lock);
+}
+
+/// A full disk is found before something is lost on it: what is written next needs room, and nothing is written to see it.
+#[tokio::test(flavor = "multi_thread")]
+async fn check_says_how_much_room_is_left() {
+    let api = Server::api().await;
+    let place = Place::new(&api, "");
+    let Some(disk) = Tmpfs::mount(place.path("disk"), 65_536) else { return };
+    let database = disk.path().join("assetwatch.db").display().to_string();
+    let check = async || run(&place, &["check", "--database", &database]).await;
+    let roomy = check().await;
+    let room = |run: &Run| run.out.lines().find(|line| line.contains(" room ")).unwrap_or_default().to_owned();
+    assert!(roomy.code == 0 && room(&roomy).starts_with("ok   database room "), "{roomy:?}");
+    assert!(room(&roomy).ends_with(" MB are free in its file system"), "{roomy:?}");
+    assert!(std::fs::write(disk.path().join("filler"), vec![0; 128 << 20]).is_err(), "the disk is full");
+    let full = check().await;
+    assert_eq!(full.code, 1, "{full:?}");
+    assert!(
+        room(&full).starts_with("BAD  database room ") && room(&full).contains("only 0 bytes are free"),
+        "{full:?}"
+    );
 }
 
 /// A disk that fills up again and again while assets are added, polled and told; and a start on a full one.
