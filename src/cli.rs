@@ -241,7 +241,7 @@ pub struct Wait {
     /// Be content with the first that ends
     #[arg(long)]
     pub any: bool,
-    /// What to print of each asset, one line each, in the order of the ids
+    /// What to print of each asset, a line for each id, in their order
     #[arg(long, value_enum, value_name = "WHAT")]
     pub output: Option<WaitOutput>,
 }

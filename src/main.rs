@@ -89,7 +89,7 @@ async fn wait(args: cli::Wait, settings: &Settings, output: Output, screen: &Scr
     let mut progress = Progress::new(&output, screen, clock::Clock::system());
     let waited = daemon::wait(&control, settings, &options, |watches| progress.show(watches)).await?;
     progress.end();
-    cli::print_waited(&waited.watches, args.output, output)?;
+    cli::print_waited(&options.watches, &waited.watches, args.output, output)?;
     for left in &waited.left {
         let (hook, count) = (&left.hook, left.waiting);
         output.say(&format!("{count} deliveries to hook {hook} are left for a running daemon (`assetwatch run`)"));

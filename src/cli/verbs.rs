@@ -1,5 +1,6 @@
 //! The verbs that need no daemon: they open the database directly, so they work while it is down.
 
+use std::collections::HashMap;
 use std::io::{self, BufRead};
 use std::time::Duration;
 
@@ -313,7 +314,7 @@ pub(super) fn since(text: &str) -> Result<String, String> {
     instant(text, Timestamp::default()).map(|_| text.to_owned())
 }
 
-/// Watches for assets that are waited for: those that are there, and new ones for the rest.
+/// Watches for assets that are waited for, one for each id: those that are there, and new ones for the rest.
 ///
 /// # Errors
 /// When one of the ids is none, or there is none at all, or a new watch would be polled by nobody; nothing is waited for
@@ -333,23 +334,27 @@ pub async fn watches_for(arguments: Vec<String>, account: &str, control: &Contro
     let mut watches = Vec::with_capacity(ids.len());
     for result in control.add(ids, &options).await? {
         match result.watch {
-            Some(watch) if !watches.contains(&watch.id) => watches.push(watch.id),
-            Some(_) => {}
+            Some(watch) => watches.push(watch.id),
             None => anyhow::bail!("{:?}: {}", shortened(&plain(&result.asset_id)), result.error.unwrap_or_default()),
         }
     }
     Ok(watches)
 }
 
-/// Prints what was waited for.
+/// Prints what was waited for: a line for each of the ids that were asked for, however often, or for each watch of a batch.
 ///
 /// # Errors
 /// When it cannot be written; a reader who has left is none.
-pub fn print_waited(watches: &[Watch], what: Option<WaitOutput>, output: Output) -> io::Result<()> {
-    unheard(print_each(watches, what, output))
+pub fn print_waited(asked: &[i64], watches: &[Watch], what: Option<WaitOutput>, output: Output) -> io::Result<()> {
+    let by_id: HashMap<i64, &Watch> = watches.iter().map(|watch| (watch.id, watch)).collect();
+    let each: Vec<&Watch> = match asked {
+        [] => watches.iter().collect(),
+        asked => asked.iter().filter_map(|id| by_id.get(id).copied()).collect(),
+    };
+    unheard(print_each(&each, what, output))
 }
 
-fn print_each(watches: &[Watch], what: Option<WaitOutput>, output: Output) -> io::Result<()> {
+fn print_each(watches: &[&Watch], what: Option<WaitOutput>, output: Output) -> io::Result<()> {
     for watch in watches {
         match what {
             Some(WaitOutput::Json) => output.object(watch)?,

@@ -22,7 +22,7 @@ const ASK: Duration = Duration::from_secs(1);
 /// What is waited for.
 #[derive(Clone, Debug, Default)]
 pub struct WaitOptions {
-    /// The watches; none when a batch is waited for.
+    /// The watches, each as often as it was asked for; none when a batch is waited for.
     pub watches: Vec<i64>,
     /// All watches of this batch, those included that are added meanwhile.
     pub batch: Option<String>,
@@ -52,7 +52,7 @@ pub enum Ending {
 pub struct Waited {
     /// Why it ended.
     pub ending: Ending,
-    /// The watches as they stand, in the order in which they were asked for.
+    /// The watches as they stand, each once, in the order in which they were asked for first.
     pub watches: Vec<Watch>,
     /// What was not delivered, when nobody else is there to do it.
     pub left: Vec<Outstanding>,

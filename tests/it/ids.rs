@@ -62,6 +62,19 @@ async fn as_json_each_id_that_is_to_be_cancelled_has_its_object() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_wait_prints_a_line_for_each_argument_however_often_it_is_given() {
+    let api = Server::api().await;
+    let place = Place::new(&api, "");
+    let args = ["wait", "active_1", "censored_1", "active_1", "--output", "status"];
+    let waited = run(&place, &args).await;
+    assert_eq!((waited.code, waited.out.as_str()), (3, "active\ncensored\nactive\n"), "{waited:?}");
+    let json = run(&place, &["wait", "active_1", "active_1", "--json"]).await.json();
+    assert_eq!((json.len(), &json[0]), (2, &json[1]));
+    assert_eq!(place.ask::<i64>("SELECT count(*) FROM watches"), Some(2));
+}
+
+/// It may have been watched, and been removed since.
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_not_known_is_not_said_to_have_never_been() {
     let api = Server::api().await;
     let place = Place::new(&api, "");
