@@ -1,6 +1,6 @@
 //! `wait`: blocks until watches have ended. Beside a daemon it only looks; alone it is the daemon in small.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep, sleep_until};
@@ -158,7 +158,9 @@ async fn in_order(control: &Control, options: &WaitOptions) -> Result<Vec<Watch>
     }
     let filter = Filter { ids: Some(options.watches.clone()), ..Filter::default() };
     let mut watches = control.list(filter).await?;
-    watches.sort_by_key(|watch| options.watches.iter().position(|id| *id == watch.id));
+    // From behind, so that the first place stands of one that was asked for twice.
+    let places: HashMap<i64, usize> = options.watches.iter().enumerate().rev().map(|(at, id)| (*id, at)).collect();
+    watches.sort_by_key(|watch| places.get(&watch.id));
     Ok(watches)
 }
 
