@@ -11,6 +11,7 @@ use assetwatch::control::UnpolledAccount;
 use assetwatch::daemon::{self, Ending, EngineError, WaitOptions, Waited};
 use assetwatch::http::GateError;
 use assetwatch::signal::Signals;
+use assetwatch::store::StoreError;
 use assetwatch::telemetry::{self, Format, Verbosity};
 use assetwatch::watch::{State, Watch};
 use assetwatch::{clock, demo};
@@ -152,9 +153,16 @@ fn complain(error: &anyhow::Error, format: Format) -> u8 {
         cli::complain(&format!("{error:#}"));
     }
     let engine = error.downcast_ref::<EngineError>();
-    let engine = engine.is_some_and(EngineError::is_configuration);
-    if engine || error.is::<ConfigError>() || error.is::<GateError>() || error.is::<UnpolledAccount>() {
+    let is_configuration = engine.is_some_and(EngineError::is_configuration);
+    if is_configuration || error.is::<ConfigError>() || error.is::<GateError>() || error.is::<UnpolledAccount>() {
         return exit::CONFIGURATION;
+    }
+    let store = error.downcast_ref::<StoreError>().or(match engine {
+        Some(EngineError::Store(store)) => Some(store),
+        _ => None,
+    });
+    if matches!(store, Some(StoreError::Unfit { .. })) {
+        return exit::UNFIT;
     }
     exit::FAILURE
 }

@@ -66,6 +66,9 @@ pub enum StoreError {
     /// The file cannot be used at all; the text says why and what to do.
     #[error("the database {path}: {why}")]
     Unusable { path: PathBuf, why: String },
+    /// Nor could it later, unless a person sees to it: it is damaged, another program's or a newer version's.
+    #[error("the database {path}: {why}")]
+    Unfit { path: PathBuf, why: String },
     /// Locked, full, read-only or unreadable for now: worth another try later.
     #[error("the database cannot be used right now: {0}")]
     Unavailable(String),
@@ -180,7 +183,8 @@ impl Store {
     /// or the new one, and at most an unfinished copy, which the next one overwrites.
     ///
     /// # Errors
-    /// [`StoreError::Unusable`] when there can be no database there, or it is not one of ours, or a newer version's.
+    /// [`StoreError::Unusable`] when there can be no database there, and [`StoreError::Unfit`] when it is damaged, not one
+    /// of ours, or a newer version's.
     pub async fn open(path: &Path) -> Result<Self, StoreError> {
         Self::open_with(path, Blocking::aside()).await
     }
@@ -274,7 +278,7 @@ impl From<rusqlite::Error> for StoreError {
             Some(Code::SystemIoFailure | Code::CannotOpen | Code::OutOfMemory | Code::FileLockingProtocolFailed) => {
                 Self::Unavailable(text)
             }
-            Some(Code::DatabaseCorrupt | Code::NotADatabase) => damage::unusable(&text),
+            Some(Code::DatabaseCorrupt | Code::NotADatabase) => damage::unfit(&text),
             Some(Code::ConstraintViolation) => Self::Refused(text.replace("CHECK constraint failed: ", "")),
             _ => Self::Broken(text),
         }

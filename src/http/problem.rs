@@ -70,7 +70,9 @@ impl IntoResponse for Problem {
 impl From<StoreError> for Problem {
     fn from(error: StoreError) -> Self {
         let status = match &error {
-            StoreError::Unavailable(_) | StoreError::Unusable { .. } => StatusCode::SERVICE_UNAVAILABLE,
+            StoreError::Unavailable(_) | StoreError::Unusable { .. } | StoreError::Unfit { .. } => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             StoreError::LeaseLost => StatusCode::CONFLICT,
             StoreError::Refused(_) => StatusCode::UNPROCESSABLE_ENTITY,
             StoreError::Broken(_) => StatusCode::INTERNAL_SERVER_ERROR,

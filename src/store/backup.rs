@@ -72,7 +72,7 @@ fn make(database: &Path, file: &Path, replace: bool, report: &mut dyn FnMut(Copy
     let absolute = |path: &Path| std::path::absolute(path).map_err(|error| failed(error.to_string()));
     let (database, file) = (absolute(database)?, absolute(file)?);
     let source = source(&database).map_err(failed)?;
-    let schema = match open::look(&source).map_err(failed)? {
+    let schema = match open::look(&source).map_err(|why| failed(why.text))? {
         Found::Nothing => return Err(failed("it is empty".into())),
         Found::Current => open::SCHEMA,
         Found::Older(version) => version,

@@ -171,7 +171,7 @@ fn apart(connection: &Connection, batch: &mut [Box<dyn Write>]) -> Result<(), St
 /// SQLite rolls a whole transaction back by itself on some errors (a full disk): then nothing of it is left for anybody.
 /// And where one write has met damage, none of the others is to make it worse.
 fn check_open(connection: &Connection, error: &StoreError) -> Result<(), StoreError> {
-    if matches!(error, StoreError::Unusable { .. }) {
+    if matches!(error, StoreError::Unfit { .. }) {
         return Err(error.clone());
     }
     if connection.is_autocommit() {

@@ -47,8 +47,8 @@ impl Shared {
     /// Names the file in an error that says that it is damaged, and remembers it.
     pub(super) fn noted<T>(&self, result: Result<T, StoreError>) -> Result<T, StoreError> {
         result.map_err(|error| match error {
-            StoreError::Unusable { why, .. } => {
-                let error = StoreError::Unusable { path: self.path.clone(), why };
+            StoreError::Unfit { why, .. } => {
+                let error = StoreError::Unfit { path: self.path.clone(), why };
                 self.damage.send_replace(Some(error.clone()));
                 error
             }
@@ -70,9 +70,9 @@ impl Shared {
 }
 
 /// What SQLite found in a file whose name it does not say.
-pub(super) fn unusable(found: &str) -> StoreError {
+pub(super) fn unfit(found: &str) -> StoreError {
     let why = format!(
         "it is damaged ({found}). Stop what uses it, and restore a backup, or recover it with `sqlite3 FILE .recover`"
     );
-    StoreError::Unusable { path: PathBuf::new(), why }
+    StoreError::Unfit { path: PathBuf::new(), why }
 }

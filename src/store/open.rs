@@ -47,8 +47,41 @@ pub(super) enum Found {
     Older(u32),
 }
 
+/// Why a file cannot be worked with.
+pub(super) struct Why {
+    pub text: String,
+    /// It is what is in the file, so that another try would not help.
+    unfit: bool,
+}
+
+impl Why {
+    fn unfit(text: impl Into<String>) -> Self {
+        Self { text: text.into(), unfit: true }
+    }
+
+    fn of(self, path: &Path) -> StoreError {
+        let (path, why) = (path.to_owned(), self.text);
+        if self.unfit { StoreError::Unfit { path, why } } else { StoreError::Unusable { path, why } }
+    }
+}
+
+impl From<String> for Why {
+    fn from(text: String) -> Self {
+        Self { text, unfit: false }
+    }
+}
+
+impl From<rusqlite::Error> for Why {
+    fn from(error: rusqlite::Error) -> Self {
+        use rusqlite::ErrorCode as Code;
+        let unfit = matches!(error.sqlite_error_code(), Some(Code::NotADatabase | Code::DatabaseCorrupt));
+        Self { text: explained(&error), unfit }
+    }
+}
+
 pub(super) fn open(path: &Path, blocking: Blocking) -> Result<Store, StoreError> {
     let unusable = |why: String| StoreError::Unusable { path: path.to_owned(), why };
+    let refused = |why: Why| why.of(path);
     // SQLite gives `:memory:` and `file:…` a meaning of their own, and an absolute path none.
     let absolute = std::path::absolute(path).map_err(|error| unusable(error.to_string()))?;
     // SQLite keeps its log beside the file that a link leads to, and so does everything that is derived from the name here.
@@ -62,10 +95,10 @@ pub(super) fn open(path: &Path, blocking: Blocking) -> Result<Store, StoreError>
             .map_err(|error| unusable(format!("its directory cannot be created: {error}")))?;
     }
     create(path).map_err(|error| unusable(format!("it cannot be created: {error}")))?;
-    check_log(path).map_err(unusable)?;
-    let explain = |error: rusqlite::Error| unusable(explained(&error));
+    check_log(path).map_err(refused)?;
+    let explain = |error: rusqlite::Error| refused(error.into());
     let writer = connect(path).map_err(explain)?;
-    let migrated = migrate(&writer, path).map_err(unusable)?;
+    let migrated = migrate(&writer, path).map_err(refused)?;
     look_into(&writer).map_err(explain)?;
     // After the migration: a file that is not ours is not changed in any way.
     log_ahead(&writer).map_err(explain)?;
@@ -101,7 +134,7 @@ fn create(path: &Path) -> std::io::Result<()> {
 
 /// SQLite takes a write-ahead log that it does not know for an empty one and writes over it, and with it over whatever
 /// was committed last.
-fn check_log(path: &Path) -> Result<(), String> {
+fn check_log(path: &Path) -> Result<(), Why> {
     let mut log = path.as_os_str().to_owned();
     log.push("-wal");
     let mut head = [0; LOG_HEAD.len()];
@@ -116,11 +149,11 @@ fn check_log(path: &Path) -> Result<(), String> {
     if head == LOG_HEAD {
         return Ok(());
     }
-    Err(format!(
+    Err(Why::unfit(format!(
         "its write-ahead log, {}, is damaged, or another program's; nothing was changed. Restore both from a backup, or \
          move that file away, with which is lost what was committed last",
         Path::new(&log).display()
-    ))
+    )))
 }
 
 pub(super) fn connect(path: &Path) -> Result<Connection, rusqlite::Error> {
@@ -176,26 +209,25 @@ fn log_ahead(connection: &Connection) -> Result<(), rusqlite::Error> {
 /// Brings the file to the present schema in one transaction, or says why that is not possible. Of one that had a schema a
 /// copy is kept, made under the same lock: so it is the last state of the old one, and of several processes that start
 /// at once one makes it.
-fn migrate(connection: &Connection, path: &Path) -> Result<Option<Migrated>, String> {
-    let failed = |error: rusqlite::Error| explained(&error);
+fn migrate(connection: &Connection, path: &Path) -> Result<Option<Migrated>, Why> {
     // In one snapshot: a file that another process is just creating would look like a stranger's.
-    let snapshot = connection.unchecked_transaction().map_err(failed)?;
+    let snapshot = connection.unchecked_transaction()?;
     if matches!(look(&snapshot)?, Found::Current) {
         return Ok(None);
     }
-    snapshot.finish().map_err(failed)?;
+    snapshot.finish()?;
     if tables(connection)? == 0 {
         // Only possible before the first table is there; lets the janitor give space back bit by bit.
-        connection.execute_batch("PRAGMA auto_vacuum = INCREMENTAL").map_err(failed)?;
+        connection.execute_batch("PRAGMA auto_vacuum = INCREMENTAL")?;
     }
-    connection.busy_timeout(PATIENT).map_err(failed)?;
-    let begun = connection.execute_batch("BEGIN IMMEDIATE").map_err(failed);
-    connection.busy_timeout(BUSY).map_err(failed)?;
+    connection.busy_timeout(PATIENT)?;
+    let begun = connection.execute_batch("BEGIN IMMEDIATE");
+    connection.busy_timeout(BUSY)?;
     begun?;
     // Asked again under the lock: two programs may have started at once.
     match look(connection).and_then(|found| bring_up(connection, path, &found)) {
         Ok(migrated) => {
-            connection.execute_batch("COMMIT").map_err(failed)?;
+            connection.execute_batch("COMMIT")?;
             Ok(migrated)
         }
         Err(why) => {
@@ -206,7 +238,7 @@ fn migrate(connection: &Connection, path: &Path) -> Result<Option<Migrated>, Str
     }
 }
 
-fn bring_up(connection: &Connection, path: &Path, found: &Found) -> Result<Option<Migrated>, String> {
+fn bring_up(connection: &Connection, path: &Path, found: &Found) -> Result<Option<Migrated>, Why> {
     let migrated = match found {
         Found::Current => return Ok(None),
         Found::Nothing => None,
@@ -241,54 +273,53 @@ fn keep_copy(path: &Path, version: u32) -> Result<PathBuf, String> {
     if let Some(known) = siblings.filter(is_copy).find(|other| partial.equals(other).unwrap_or(false)) {
         return Ok(known);
     }
-    let at = Clock::system().now().to_string().replace(['-', ':'], "");
-    let kept = named(&format!("-{at}"));
+    let kept = named(&format!("-{}", stamp()));
     let unwritable = |error: std::io::Error| format!("{} cannot be written: {error}", kept.display());
     partial.resemble(path, true).map_err(unwritable)?;
     partial.keep(&kept, false).map_err(unwritable)?;
     Ok(kept)
 }
 
+/// This instant, as it may be part of a file's name.
+pub(super) fn stamp() -> String {
+    Clock::system().now().to_string().replace(['-', ':'], "")
+}
+
 /// What the file is, unless it is not ours or a newer version's: then it is not touched.
-pub(super) fn look(connection: &Connection) -> Result<Found, String> {
-    let number = |name: &str| {
-        connection.pragma_query_value(None, name, |row| row.get::<_, i32>(0)).map_err(|error| explained(&error))
-    };
+pub(super) fn look(connection: &Connection) -> Result<Found, Why> {
+    let number = |name: &str| connection.pragma_query_value(None, name, |row| row.get::<_, i32>(0));
     let (application, version) = (number("application_id")?, number("user_version")?);
     if application == 0 && version == 0 && tables(connection)? == 0 {
         return Ok(Found::Nothing);
     }
     if application != APPLICATION_ID {
-        return Err("it belongs to another program; name another file with `--database`".into());
+        return Err(Why::unfit("it belongs to another program; name another file with `--database`"));
     }
     match u32::try_from(version) {
         Ok(SCHEMA) => Ok(Found::Current),
         Ok(version) if version < SCHEMA => Ok(Found::Older(version)),
-        _ => Err(format!(
+        _ => Err(Why::unfit(format!(
             "it was written by a newer assetwatch (schema {version}, this one knows {SCHEMA}); install that version again"
-        )),
+        ))),
     }
 }
 
-fn tables(connection: &Connection) -> Result<i64, String> {
-    connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0)).map_err(|error| explained(&error))
+fn tables(connection: &Connection) -> rusqlite::Result<i64> {
+    connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))
 }
 
-fn apply(connection: &Connection) -> Result<(), String> {
-    let failed = |error: rusqlite::Error| explained(&error);
+fn apply(connection: &Connection) -> Result<(), Why> {
     let version: usize = connection
-        .pragma_query_value(None, "user_version", |row| row.get::<_, u32>(0))
-        .map_err(failed)?
+        .pragma_query_value(None, "user_version", |row| row.get::<_, u32>(0))?
         .try_into()
         .unwrap_or(usize::MAX);
     for migration in MIGRATIONS.iter().skip(version) {
-        connection.execute_batch(migration).map_err(failed)?;
+        connection.execute_batch(migration)?;
     }
-    connection
-        .execute("INSERT OR IGNORE INTO meta (key, value) VALUES ('install_id', ?1)", [random_id()?])
-        .map_err(failed)?;
-    connection.pragma_update(None, "application_id", APPLICATION_ID).map_err(failed)?;
-    connection.pragma_update(None, "user_version", MIGRATIONS.len() as i64).map_err(failed)
+    connection.execute("INSERT OR IGNORE INTO meta (key, value) VALUES ('install_id', ?1)", [random_id()?])?;
+    connection.pragma_update(None, "application_id", APPLICATION_ID)?;
+    connection.pragma_update(None, "user_version", MIGRATIONS.len() as i64)?;
+    Ok(())
 }
 
 fn random_id() -> Result<String, String> {

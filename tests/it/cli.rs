@@ -265,7 +265,7 @@ async fn wrong_usage_and_bad_configurations_have_their_codes() {
     assert!(bad.code == 78 && bad.err.contains("key"), "{bad:?}");
     std::fs::write(keyless.path("assetwatch.db"), "this is no database, and nobody overwrites it").unwrap();
     let refused = run(&keyless, &["list"]).await;
-    assert!(refused.code == 1 && refused.err.contains("not a SQLite database"), "{refused:?}");
+    assert!(refused.code == 65 && refused.err.contains("not a SQLite database"), "{refused:?}");
     let kept = std::fs::read_to_string(keyless.path("assetwatch.db")).unwrap();
     assert_eq!(kept, "this is no database, and nobody overwrites it");
 }

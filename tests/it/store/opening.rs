@@ -13,7 +13,7 @@ use super::*;
 /// Why the file cannot be used.
 async fn refused(path: &Path) -> String {
     match Store::open(path).await {
-        Err(StoreError::Unusable { path: named, why }) => {
+        Err(StoreError::Unusable { path: named, why } | StoreError::Unfit { path: named, why }) => {
             assert_eq!(named, path);
             why
         }
@@ -256,7 +256,7 @@ async fn the_log_of_a_linked_database_is_looked_at_where_the_link_leads() {
     std::os::unix::fs::symlink(&file, &link).unwrap();
     let log = directory.path().join("moved/there.db-wal");
     std::fs::write(&log, [7; 4_096]).unwrap();
-    let Err(StoreError::Unusable { path, why }) = Store::open(&link).await else { panic!("it was opened") };
+    let Err(StoreError::Unfit { path, why }) = Store::open(&link).await else { panic!("it was opened") };
     assert_eq!(path, link, "as it was named");
     assert!(why.contains("write-ahead log") && why.contains("there.db-wal"), "{why}");
     assert_eq!(std::fs::read(&log).unwrap(), [7; 4_096], "as it was");
