@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{Account, DEFAULT_ACCOUNT, Hook, Listen, Settings};
+use super::{Account, DEFAULT_ACCOUNT, Hook, Http, KeySource, Listen, Settings};
 use crate::decide::Rules;
 
 /// What a running daemon makes of new settings.
@@ -43,19 +43,21 @@ impl fmt::Display for Change {
 impl Settings {
     /// What going over to `new` means. Of secrets only the places are compared: what is in them is read again anyway.
     pub fn reload(&self, new: Self) -> Reload {
-        let mut reload = Reload { now: self.changes(&new), settings: new, later: Vec::new() };
-        let settings = &mut reload.settings;
+        let (mut settings, mut later) = (new, Vec::new());
         if settings.database != self.database {
             settings.database.clone_from(&self.database);
             let stays = self.database.display();
-            reload.later.push(format!("`database` takes effect at the next start; it stays {stays}"));
+            later.push(format!("`database` takes effect at the next start; it stays {stays}"));
         }
         if settings.listen() != self.listen() {
-            settings.http.clone_from(&self.http);
             let stays = self.listen().map_or_else(|| "off".to_owned(), Listen::to_string);
-            reload.later.push(format!("`http.listen` takes effect at the next start; it stays {stays}"));
+            later.push(format!("`http.listen` takes effect at the next start; it stays {stays}"));
+            settings.http = match (&self.http, settings.http.take()) {
+                (Some(old), Some(new)) => Some(admitting(old, new, &mut later)),
+                (old, _) => old.clone(),
+            };
         }
-        reload
+        Reload { now: self.changes(&settings), settings, later }
     }
 
     fn changes(&self, new: &Self) -> Vec<Change> {
@@ -63,7 +65,7 @@ impl Settings {
             ("retention", self.retention == new.retention),
             ("grace", self.grace == new.grace),
             ("backoff", self.backoff() == new.backoff()),
-            ("http", self.listen() != new.listen() || self.http == new.http),
+            ("http", self.http == new.http),
             ("callbacks", self.callbacks == new.callbacks),
         ];
         let changed = tables.into_iter().filter(|(_, same)| !same).map(|(key, _)| Change::Changed(key.into()));
@@ -96,6 +98,21 @@ impl Settings {
     fn listen(&self) -> Option<&Listen> {
         self.http.as_ref().map(|http| &http.listen)
     }
+}
+
+/// A server that listens where it did, and admits whom the new settings admit; but where other machines reach it, nobody
+/// without a token.
+fn admitting(old: &Http, new: Http, later: &mut Vec<String>) -> Http {
+    let mut http = Http { listen: old.listen.clone(), ..new };
+    if http.token.is_none() && old.listen.is_exposed() {
+        http.token.clone_from(&old.token);
+        let key = if matches!(old.token, Some(KeySource::Credential(_))) { "token_credential" } else { "token_file" };
+        let stays = &old.listen;
+        later.push(format!(
+            "`http.{key}` takes effect at the next start; it stays, since other machines can reach {stays}"
+        ));
+    }
+    http
 }
 
 fn compared<T: PartialEq>(old: &[(String, T)], new: &[(String, T)], gone: impl Fn(String) -> Change) -> Vec<Change> {
@@ -170,17 +187,35 @@ mod tests {
             (listen, "listen = '127.0.0.1:2'", "`http.listen` takes effect at the next start; it stays 127.0.0.1:1"),
             ("", listen, "`http.listen` takes effect at the next start; it stays off"),
             (listen, "", "`http.listen` takes effect at the next start; it stays 127.0.0.1:1"),
-            // A listener that other machines reach does not lose its token.
-            (
-                "listen = '0.0.0.0:1'\ntoken_file = '/token'",
-                listen,
-                "`http.listen` takes effect at the next start; it stays 0.0.0.0:1",
-            ),
         ] {
             let (from, to) = (OLD.replace(listen, from), OLD.replace(listen, to));
             let (said, kept) = reloaded(&from, &to);
             assert_eq!(said, [says]);
             assert_eq!(kept.http, settings(&from).http);
         }
+    }
+
+    #[test]
+    fn whom_a_server_admits_is_changed_though_it_listens_where_it_did() {
+        let listen = "listen = '127.0.0.1:1'";
+        let stays = "`http.listen` takes effect at the next start; it stays 127.0.0.1:1";
+        let to = "listen = '0.0.0.0:2'\ntoken_file = '/token'\nhosts = ['assets.example']";
+        let (said, http) = reloaded(OLD, &OLD.replace(listen, to));
+        assert_eq!(said, ["http is changed", stays]);
+        let there = settings(&OLD.replace(listen, &to.replace("0.0.0.0:2", "127.0.0.1:1")));
+        assert_eq!(http.http, there.http, "all but where it listens");
+
+        // A listener that other machines reach does not lose its token, and has the new one.
+        let exposed = OLD.replace(listen, "listen = '0.0.0.0:1'\ntoken_file = '/token'");
+        let stays = "`http.listen` takes effect at the next start; it stays 0.0.0.0:1";
+        let (said, kept) = reloaded(&exposed, &OLD.replace(listen, &format!("{listen}\nhosts = ['assets.example']")));
+        let token =
+            "`http.token_file` takes effect at the next start; it stays, since other machines can reach 0.0.0.0:1";
+        assert_eq!(said, ["http is changed", stays, token]);
+        let there = settings(&exposed.replace("'/token'", "'/token'\nhosts = ['assets.example']"));
+        assert_eq!(kept.http, there.http);
+        let (said, kept) = reloaded(&exposed, &OLD.replace(listen, &format!("{listen}\ntoken_file = '/other'")));
+        assert_eq!(said, ["http is changed", stays]);
+        assert_eq!(kept.http, settings(&exposed.replace("/token", "/other")).http);
     }
 }

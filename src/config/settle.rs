@@ -13,7 +13,7 @@ use super::literal::{duration, excerpt, repeated};
 use super::reader::Reader;
 use super::secret::CREDENTIALS;
 use super::section::{KEY, SECRET, Section, TOKEN};
-use super::{Account, Callbacks, HeaderText, Hook, Http, KeySource, Listen, Origin, Settings, Target, Webhook};
+use super::{Account, Callbacks, HeaderText, Hook, Http, KeySource, Origin, Settings, Target, Webhook};
 use crate::backoff::Policy;
 use crate::decide::Rules;
 use crate::event::{Subscription, Topic};
@@ -196,8 +196,8 @@ fn cross_check(settings: &Settings, reader: &mut Reader<'_>) {
     for hook in &settings.hooks {
         check_hook(settings, hook, reader);
     }
-    if let Some(Http { listen: Listen::Tcp(address), token: None, .. }) = &settings.http
-        && !address.ip().to_canonical().is_loopback()
+    if let Some(Http { listen, token: None, .. }) = &settings.http
+        && listen.is_exposed()
     {
         reader.blame(
             "http.listen",
