@@ -318,6 +318,10 @@ impl Pace {
     }
 
     /// Notes what an answer said of the API's quota. It is heard of before the poll has [`Pace::ended`].
+    ///
+    /// What looks used up is left alone until its reset, whatever is heard until then: answers come in any order, and one
+    /// that was on its way for longer tells of more than is left. So a window may be left with as many requests as were in
+    /// flight, and never with too few.
     pub fn heard(&mut self, quota: &Quota, now: Tick) {
         self.allowance.hear(quota, self.in_flight.saturating_sub(1), now);
         if let Some(until) = self.allowance.closed_until(now) {

@@ -37,6 +37,19 @@ fn requests_under_way_may_not_have_been_counted_yet() {
     assert_eq!(pace.room(at(30.0)), Room::Open(10), "what the API says now counts, and all of the burst");
 }
 
+/// Seven were left when the first of five was counted, and so three when the last one was, which is answered first.
+#[test]
+fn a_quota_that_looks_used_up_is_left_alone_whatever_older_answers_say() {
+    let mut pace = pace(10.0, 100);
+    pace.took(&[1, 2, 3, 4, 5], at(0.0));
+    for (watch, remaining) in [(5, 3), (4, 4), (3, 5), (2, 6), (1, 7)] {
+        pace.heard(&left(remaining, 60), at(0.5));
+        pace.ended(watch, Sign::Healthy, false, at(0.5));
+        assert_eq!(pace.room(at(1.0)), Room::Closed(at(60.5)), "{remaining} were left, and it may be that none is");
+    }
+    assert_eq!(pace.room(at(60.5)), Room::Open(10));
+}
+
 #[test]
 fn the_less_is_left_the_slower_it_goes_so_that_it_lasts() {
     let mut pace = pace(10.0, 100);
