@@ -203,6 +203,11 @@ impl Control {
         self.store.watches(filter).await
     }
 
+    /// A page of them, which ends after so many bytes of text, and whether there may be more.
+    pub async fn page(&self, filter: Filter, bytes: usize) -> Result<(Vec<Watch>, bool), StoreError> {
+        self.store.page(filter, bytes).await
+    }
+
     /// How the configured accounts stand that are not as they should be: name and sentence.
     pub async fn account_standings(&self) -> Result<Vec<(String, String)>, StoreError> {
         let (rows, now) = (self.store.accounts().await?, self.clock.now());
@@ -236,7 +241,7 @@ impl Control {
 
     /// Events after `after`, oldest first.
     pub async fn events(&self, after: i64, since: Timestamp, limit: u32) -> Result<Vec<EventRow>, StoreError> {
-        self.store.events(after, since, limit).await
+        Ok(self.store.events(after, since, limit, usize::MAX).await?.0)
     }
 
     /// Whether a daemon of another process works on this database.

@@ -78,7 +78,7 @@ pub(super) async fn list(
     let filter = DeliveryFilter { state, hook, before: cursor.0, limit: Some(limit.0) };
     let deliveries = server.control().store.deliveries(filter).await?;
     let last = deliveries.last().map(|row| row.delivery.id);
-    let next_cursor = Cursor::after(last, deliveries.len(), limit);
+    let next_cursor = Cursor::after(last, deliveries.len() >= limit.0 as usize);
     Ok(Json(DeliveryPage { deliveries, next_cursor }))
 }
 

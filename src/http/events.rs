@@ -16,7 +16,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::Server;
 use super::extract::{Cursor, Json, PageSize, Params, parsed};
-use super::feed::{PAGE, PAGE_BYTES, Page, frame};
+use super::feed::{EVER, PAGE, PAGE_BYTES, Page, frame};
 use super::problem::Problem;
 use crate::clock::Timestamp;
 use crate::store::EventRow;
@@ -43,7 +43,7 @@ pub(super) struct Query {
     #[serde(default, deserialize_with = "instant")]
     #[param(value_type = Timestamp, required = false)]
     since: Option<Timestamp>,
-    /// Rows on a page.
+    /// Rows on a page, at most: large ones make it shorter.
     #[serde(default)]
     #[param(value_type = u32, minimum = 1, maximum = 1000, default = 100, required = false)]
     limit: PageSize,
@@ -124,7 +124,8 @@ pub(super) async fn list(
     Params(query): Params<Query>,
 ) -> Result<Json<EventPage>, Problem> {
     let after = query.cursor.0.unwrap_or_default();
-    let events = server.control().events(after, query.since.unwrap_or_default(), query.limit.0).await?;
+    let since = query.since.unwrap_or(EVER);
+    let (events, more) = server.control().store.events(after, since, query.limit.0, PAGE_BYTES).await?;
     if events.is_empty() {
         let latest = server.control().store.latest_event().await?;
         if after > latest {
@@ -135,7 +136,7 @@ pub(super) async fn list(
             return Err(Problem::new(StatusCode::CONFLICT, why));
         }
     }
-    let next_cursor = Cursor::after(events.last().map(|event| event.seq), events.len(), query.limit);
+    let next_cursor = Cursor::after(events.last().map(|event| event.seq), more);
     Ok(Json(EventPage { events, next_cursor }))
 }
 
@@ -248,7 +249,7 @@ impl Stream {
     async fn catch_up(&mut self) -> Option<Bytes> {
         let store = self.server.control().store;
         let read = tokio::select! {
-            read = store.next_events(self.position, PAGE, PAGE_BYTES) => read,
+            read = store.events(self.position, EVER, PAGE, PAGE_BYTES) => read,
             () = self.server.stopped() => { self.behind = false; return None }
         };
         match read {

@@ -98,9 +98,9 @@ impl<'de> Deserialize<'de> for PageSize {
 pub(super) struct Cursor(pub Option<i64>);
 
 impl Cursor {
-    /// The text for the page after `last`, unless this one was not full.
-    pub(super) fn after(last: Option<i64>, rows: usize, size: PageSize) -> Option<String> {
-        last.filter(|_| rows >= size.0 as usize).map(|last| format!("{last:x}"))
+    /// The text for the page after `last`, if there may be more.
+    pub(super) fn after(last: Option<i64>, more: bool) -> Option<String> {
+        last.filter(|_| more).map(|last| format!("{last:x}"))
     }
 }
 

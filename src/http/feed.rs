@@ -9,6 +9,7 @@ use axum::body::Bytes;
 use tokio::sync::{Notify, broadcast, watch};
 use tokio::time::sleep;
 
+use crate::clock::Timestamp;
 use crate::store::{EventRow, Store, StoreError};
 
 /// Between two looks. Whatever happens meanwhile is gathered, so that a busy database is not read for each commit.
@@ -21,6 +22,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 pub(super) const PAGE: u32 = 500;
 /// And bytes of their bodies: every stream that is behind has a page of its own.
 pub(super) const PAGE_BYTES: usize = 256 * 1024;
+/// Since ever: another program may have written any instant.
+pub(super) const EVER: Timestamp = Timestamp::from_millis(i64::MIN);
 /// Pages that a slow stream may be behind before it has to read the database itself.
 const PAGES: usize = 16;
 
@@ -120,7 +123,7 @@ impl Feed {
                 return Ok(false);
             }
         }
-        let (events, more) = store.next_events(after, PAGE, PAGE_BYTES).await?;
+        let (events, more) = store.events(after, EVER, PAGE, PAGE_BYTES).await?;
         let Some(last) = events.last().map(|event| event.seq) else { return Ok(false) };
         *position = last;
         self.tell(&events);

@@ -10,6 +10,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::Server;
 use super::extract::{AssetId, Cursor, Json, PageSize, Params, parsed};
+use super::feed::PAGE_BYTES;
 use super::problem::Problem;
 use crate::control::{Cancelled, Control, Shown, duration};
 use crate::store::Filter;
@@ -35,7 +36,7 @@ pub(super) struct Query {
     account: Option<String>,
     /// Only assets with this in their id; letter case counts.
     search: Option<String>,
-    /// Rows on a page.
+    /// Rows on a page, at most: large ones make it shorter.
     #[serde(default)]
     #[param(value_type = u32, minimum = 1, maximum = 1000, default = 100, required = false)]
     limit: PageSize,
@@ -106,8 +107,8 @@ pub(super) async fn list(
     let search = search.filter(|text| !text.is_empty());
     let filter =
         Filter { state, status, batch, account, search, before: cursor.0, limit: Some(limit.0), ..Filter::default() };
-    let watches = server.control().list(filter).await?;
-    let next_cursor = Cursor::after(watches.last().map(|watch| watch.id), watches.len(), limit);
+    let (watches, more) = server.control().page(filter, PAGE_BYTES).await?;
+    let next_cursor = Cursor::after(watches.last().map(|watch| watch.id), more);
     Ok(Json(WatchPage { watches, next_cursor }))
 }
 

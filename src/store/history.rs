@@ -63,28 +63,22 @@ pub struct History {
 }
 
 impl Store {
-    /// At most `limit` events after `after` (a `seq`) that did not happen before `since`, oldest first.
-    pub async fn events(&self, after: i64, since: Timestamp, limit: u32) -> Result<Vec<EventRow>, StoreError> {
+    /// The events after `after` (a `seq`) that did not happen before `since`, oldest first: at most `limit`, and no more
+    /// after `bytes` of their bodies, since a caller's metadata may be most of one. And whether there may be more.
+    pub async fn events(
+        &self,
+        after: i64,
+        since: Timestamp,
+        limit: u32,
+        bytes: usize,
+    ) -> Result<(Vec<EventRow>, bool), StoreError> {
         self.look(move |connection| {
             let mut statement = connection.prepare_cached(
                 "SELECT seq, id, watch_id, type, body, created_at FROM events
                  WHERE seq > ?1 AND created_at >= ?2 ORDER BY seq LIMIT ?3",
             )?;
-            let rows = statement.query_map(params![after, since.as_millis(), limit], event)?;
-            Ok(rows.collect::<Result<_, _>>()?)
-        })
-        .await
-    }
-
-    /// The events after `after` (a `seq`), oldest first: at most `limit`, and no more after `bytes` of their bodies, since
-    /// a caller's metadata may be most of one. And whether there may be more.
-    pub async fn next_events(&self, after: i64, limit: u32, bytes: usize) -> Result<(Vec<EventRow>, bool), StoreError> {
-        self.look(move |connection| {
-            let mut statement = connection.prepare_cached(
-                "SELECT seq, id, watch_id, type, body, created_at FROM events WHERE seq > ?1 ORDER BY seq LIMIT ?2",
-            )?;
             let (mut events, mut size) = (Vec::new(), 0);
-            for event in statement.query_map(params![after, limit], event)? {
+            for event in statement.query_map(params![after, since.as_millis(), limit], event)? {
                 let event = event?;
                 size += event.body.len();
                 events.push(event);

@@ -122,7 +122,7 @@ impl Store {
             let mut filter = Filter { account, limit: Some(1), ..Filter::default() };
             let newest = |asset_id| {
                 filter.asset_id = Some(asset_id);
-                Ok(list(connection, &filter)?.pop())
+                Ok(list(connection, &filter, usize::MAX)?.0.pop())
             };
             asset_ids.into_iter().map(newest).collect()
         })
@@ -131,7 +131,13 @@ impl Store {
 
     /// The watches that `filter` lets through, newest first.
     pub async fn watches(&self, filter: Filter) -> Result<Vec<Watch>, StoreError> {
-        self.look(move |connection| list(connection, &filter)).await
+        Ok(self.page(filter, usize::MAX).await?.0)
+    }
+
+    /// The same, and no more after `bytes` of text: a caller's metadata may be most of a watch. And whether there may be
+    /// more.
+    pub async fn page(&self, filter: Filter, bytes: usize) -> Result<(Vec<Watch>, bool), StoreError> {
+        self.look(move |connection| list(connection, &filter, bytes)).await
     }
 
     /// How many watches wait.
@@ -277,7 +283,7 @@ fn update_sql(after: &Watch) -> &'static str {
     }
 }
 
-fn list(connection: &Connection, filter: &Filter) -> Result<Vec<Watch>, StoreError> {
+fn list(connection: &Connection, filter: &Filter, bytes: usize) -> Result<(Vec<Watch>, bool), StoreError> {
     let ids = filter.ids.as_ref().map(serde_json::to_string).transpose();
     let ids = ids.map_err(|error| StoreError::Broken(error.to_string()))?;
     let text = |text: &Option<String>| text.clone().map(Value::Text);
@@ -297,6 +303,22 @@ fn list(connection: &Connection, filter: &Filter) -> Result<Vec<Watch>, StoreErr
     let filtered = if clauses.is_empty() { String::new() } else { format!("WHERE {}", clauses.join(" AND ")) };
     let sql = format!("SELECT {WATCH} FROM watches {filtered} ORDER BY id DESC LIMIT ?");
     let mut statement = connection.prepare_cached(&sql)?;
-    let rows = statement.query_map(params_from_iter(values), watch)?;
-    Ok(rows.collect::<Result<_, _>>()?)
+    let (mut watches, mut size) = (Vec::new(), 0);
+    for watch in statement.query_map(params_from_iter(values), watch)? {
+        let watch = watch?;
+        size += text_of(&watch);
+        watches.push(watch);
+        if size >= bytes {
+            return Ok((watches, true));
+        }
+    }
+    let more = filter.limit.is_some_and(|limit| watches.len() >= limit as usize);
+    Ok((watches, more))
+}
+
+/// The bytes of what has no fixed size.
+fn text_of(watch: &Watch) -> usize {
+    let Watch { asset_id, asset, last_error, metadata, callback_url, .. } = watch;
+    let texts = [&asset.status, &asset.kind, &asset.url, last_error, metadata, callback_url];
+    asset_id.len() + texts.into_iter().flatten().map(String::len).sum::<usize>()
 }

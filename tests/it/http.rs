@@ -238,6 +238,34 @@ async fn a_long_poll_answers_when_the_watch_ends_and_not_before() {
     assert!(daemon.stop().await.success());
 }
 
+/// A caller's metadata may be most of a watch, and so of a page.
+#[tokio::test]
+async fn pages_of_large_watches_and_events_are_shorter_and_go_on_where_they_ended() {
+    let api = slow_api().await;
+    let (place, daemon, caller) = served(&api, "").await;
+    let large = "x".repeat(16_000);
+    let ids: Vec<String> = (0..60).map(|n| format!("active_{n}")).collect();
+    caller.post("/v1/watches", json!({"asset_ids": ids, "metadata": {"large": large}})).await;
+    place.until("SELECT count(*) FROM events", 60).await;
+    for (list, key) in [("watches", "asset_id"), ("events", "id")] {
+        let (mut seen, mut pages, mut cursor) = (BTreeSet::new(), 0, String::new());
+        loop {
+            let page = caller.get(&format!("/v1/{list}?limit=1000{cursor}")).await;
+            assert!(page.body.to_string().len() < 300 * 1_024, "{list}: {}", page.body.to_string().len());
+            let rows = page.body[list].as_array().unwrap();
+            assert!(rows.iter().all(|row| seen.insert(row[key].to_string())), "{list}: told twice");
+            pages += 1;
+            match page.body["next_cursor"].as_str() {
+                Some(next) => cursor = format!("&cursor={next}"),
+                None => break,
+            }
+        }
+        assert_eq!(seen.len(), 60, "{list}");
+        assert!((4..=8).contains(&pages), "{list}: {pages} pages");
+    }
+    assert!(daemon.stop().await.success());
+}
+
 #[tokio::test]
 async fn a_watch_is_polled_now_and_cancelled() {
     let api = slow_api().await;
