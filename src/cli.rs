@@ -39,7 +39,7 @@ Exit codes:
   3    wait: settled, but not all `active` (`censored`, `archive`, …)
   4    wait: abandoned or cancelled
   5    not authorized: the API refuses the key
-  65   the database is damaged, another program's or a newer version's
+  65   the database is damaged, another program's, a newer version's, or was taken away
   78   bad configuration; wait: it does not name the account, and no daemon is running
   124  wait: --timeout ran out
   130  interrupted

@@ -27,6 +27,7 @@ mod lease;
 mod ledger;
 mod open;
 mod overview;
+mod place;
 mod prune;
 mod reader;
 mod rows;
@@ -57,6 +58,7 @@ pub use watches::Filter;
 use crate::clock::Timestamp;
 use crate::meter::Commits;
 
+use place::Place;
 use reader::Reader;
 
 /// Why the store could not do what it was asked to.
@@ -66,7 +68,8 @@ pub enum StoreError {
     /// The file cannot be used at all; the text says why and what to do.
     #[error("the database {path}: {why}")]
     Unusable { path: PathBuf, why: String },
-    /// Nor could it later, unless a person sees to it: it is damaged, another program's or a newer version's.
+    /// Nor could it later, unless a person sees to it: it is damaged, another program's or a newer version's, or was taken
+    /// away.
     #[error("the database {path}: {why}")]
     Unfit { path: PathBuf, why: String },
     /// Locked, full, read-only or unreadable for now: worth another try later.
@@ -163,6 +166,7 @@ pub struct Store {
 
 struct Shared {
     path: PathBuf,
+    place: Place,
     install_id: String,
     migrated: Option<Migrated>,
     writer: Mutex<Connection>,
@@ -170,8 +174,8 @@ struct Shared {
     /// Counts our own commits.
     commits: tokio::sync::watch::Sender<u64>,
     meter: Commits,
-    /// Set when a statement has found the file damaged.
-    damage: tokio::sync::watch::Sender<Option<StoreError>>,
+    /// Set when the file was found damaged, removed or replaced.
+    lost: tokio::sync::watch::Sender<Option<StoreError>>,
     /// Opened by a process that may not write to it.
     read_only: bool,
     blocking: Blocking,

@@ -24,7 +24,7 @@ pub mod exit {
     pub const NOT_SETTLED: u8 = 4;
     /// Not authorized.
     pub const UNAUTHORIZED: u8 = 5;
-    /// The database is damaged, another program's or a newer version's (sysexits' EX_DATAERR; the unit file
+    /// The database is damaged, another program's or a newer version's, or was taken away (sysexits' EX_DATAERR; the unit file
     /// does not restart on it).
     pub const UNFIT: u8 = 65;
     /// Bad configuration (sysexits' EX_CONFIG; the unit file does not restart on it).

@@ -99,7 +99,7 @@ pub async fn run(
                 adopt_hooks(&control, &settings).await;
                 engine.wake();
             }
-            damaged = store.damaged() => return Err(damaged.into()),
+            lost = store.lost() => return Err(lost.into()),
             why = engine.ended() => anyhow::bail!(why),
             () = server.ended() => anyhow::bail!("the HTTP server ended by itself"),
         }

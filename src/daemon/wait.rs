@@ -74,7 +74,7 @@ pub async fn wait(
     let ending = tokio::select! {
         biased;
         () = signals.stopped() => Ok(Ending::Interrupted),
-        lost = control.store.damaged() => Err(lost.into()),
+        lost = control.store.lost() => Err(lost.into()),
         ending = waiter.ending(&mut view) => ending,
     };
     // Whatever it was, what we hold is handed back first.

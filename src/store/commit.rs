@@ -107,7 +107,7 @@ fn next_batch(shared: &Shared) -> Option<Vec<Box<dyn Write>>> {
 
 /// Whether it is on the disk.
 fn commit(shared: &Shared, connection: &Connection, mut batch: Vec<Box<dyn Write>>) -> bool {
-    let committed = shared.may_write().and_then(|()| shared.noted(transact(connection, &mut batch)));
+    let committed = shared.may_write(connection).and_then(|()| shared.noted(transact(connection, &mut batch)));
     if committed.is_err() && !connection.is_autocommit() {
         // The lock must not be kept while the callers wait to try again. What cannot be rolled back now is rolled back
         // by the next transaction.

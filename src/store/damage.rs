@@ -1,22 +1,23 @@
-//! A file that turns out to be damaged: nothing more is written to it, and whoever runs on it is told.
+//! A file that turns out to be damaged, or is taken away: nothing more is written to it, and whoever runs on it is told.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use rusqlite::ErrorCode;
+use rusqlite::{Connection, ErrorCode};
 
 use super::{Shared, Store, StoreError, lock};
 
 impl Store {
-    /// Waits until a statement has found the file damaged. From then on every write is refused.
-    pub async fn damaged(&self) -> StoreError {
-        let mut damage = self.shared.damage.subscribe();
+    /// Waits until a statement has found the file damaged, or a write that it was removed or replaced. From then on every
+    /// write is refused.
+    pub async fn lost(&self) -> StoreError {
+        let mut lost = self.shared.lost.subscribe();
         loop {
-            let found = damage.borrow_and_update().clone();
+            let found = lost.borrow_and_update().clone();
             match found {
                 Some(error) => return error,
                 // The sender lives as long as this store does.
-                None => drop(damage.changed().await),
+                None => drop(lost.changed().await),
             }
         }
     }
@@ -49,7 +50,7 @@ impl Shared {
         result.map_err(|error| match error {
             StoreError::Unfit { why, .. } => {
                 let error = StoreError::Unfit { path: self.path.clone(), why };
-                self.damage.send_replace(Some(error.clone()));
+                self.lost.send_replace(Some(error.clone()));
                 error
             }
             other => other,
@@ -57,10 +58,11 @@ impl Shared {
     }
 
     /// Whether there may be a transaction that writes.
-    pub(super) fn may_write(&self) -> Result<(), StoreError> {
-        if let Some(damaged) = self.damage.borrow().clone() {
-            return Err(damaged);
+    pub(super) fn may_write(&self, connection: &Connection) -> Result<(), StoreError> {
+        if let Some(lost) = self.lost.borrow().clone() {
+            return Err(lost);
         }
+        self.in_place(connection)?;
         if self.read_only {
             // SQLite begins one all the same, and refuses only what is written in it.
             return Err(StoreError::Unavailable("it cannot be written to; look at its owner and mode".into()));

@@ -10,6 +10,7 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 
 use super::copy::{self, Partial};
+use super::place::Place;
 use super::reader::Reader;
 use super::{Blocking, Migrated, Shared, Store, StoreError, commit};
 use crate::clock::Clock;
@@ -85,8 +86,8 @@ pub(super) fn open(path: &Path, blocking: Blocking) -> Result<Store, StoreError>
     // SQLite gives `:memory:` and `file:…` a meaning of their own, and an absolute path none.
     let absolute = std::path::absolute(path).map_err(|error| unusable(error.to_string()))?;
     // SQLite keeps its log beside the file that a link leads to, and so does everything that is derived from the name here.
-    let absolute = std::fs::canonicalize(&absolute).unwrap_or(absolute);
-    let path = absolute.as_path();
+    let canonical = std::fs::canonicalize(&absolute).unwrap_or_else(|_| absolute.clone());
+    let path = canonical.as_path();
     if std::fs::metadata(path).is_ok_and(|file| !file.is_file()) {
         return Err(unusable("it is not a regular file; name another one with `--database`".into()));
     }
@@ -98,23 +99,26 @@ pub(super) fn open(path: &Path, blocking: Blocking) -> Result<Store, StoreError>
     check_log(path).map_err(refused)?;
     let explain = |error: rusqlite::Error| refused(error.into());
     let writer = connect(path).map_err(explain)?;
+    let mut place = Place::of(absolute, path);
     let migrated = migrate(&writer, path).map_err(refused)?;
     look_into(&writer).map_err(explain)?;
     // After the migration: a file that is not ours is not changed in any way.
     log_ahead(&writer).map_err(explain)?;
     let install_id =
         writer.query_row("SELECT value FROM meta WHERE key = 'install_id'", [], |row| row.get(0)).map_err(explain)?;
+    place.note_log();
     let read_only = writer.is_readonly(rusqlite::MAIN_DB).map_err(explain)?;
     Ok(Store {
         shared: Arc::new(Shared {
             path: path.to_owned(),
+            place,
             install_id,
             migrated,
             writer: Mutex::new(writer),
             queue: Mutex::new(commit::Queue::default()),
             commits: tokio::sync::watch::Sender::new(0),
             meter: super::Commits::default(),
-            damage: tokio::sync::watch::Sender::new(None),
+            lost: tokio::sync::watch::Sender::new(None),
             read_only,
             blocking,
         }),

@@ -47,6 +47,8 @@ mod prism;
 #[cfg(test)]
 mod pruning;
 #[cfg(test)]
+mod replaced;
+#[cfg(test)]
 mod restart;
 #[cfg(test)]
 mod rig;

@@ -10,6 +10,7 @@ mod interface;
 mod looking;
 mod opening;
 mod operating;
+mod place;
 mod pruning;
 mod recording;
 mod standing;
