@@ -5,6 +5,7 @@ mod batches;
 mod check;
 mod deliveries;
 mod hooks;
+mod ids;
 mod listen;
 mod output;
 mod progress;

@@ -30,8 +30,6 @@ use crate::watch::{State, Watch};
 
 /// A daemon whose latest sign of life is older is taken for dead.
 const FRESH: Duration = Duration::from_secs(20);
-/// Added in one transaction, so that a million ids neither hold the lock nor sync once each: some tenths of a second.
-const ADDED_AT_ONCE: usize = 20_000;
 /// Cancelled in one transaction: each may tell its hooks, and settle its batch.
 pub const CANCELLED_AT_ONCE: usize = 1_000;
 
@@ -116,10 +114,10 @@ impl Control {
     /// Starts to watch each of these assets. What is wrong with one does not keep the others from being added.
     ///
     /// # Errors
-    /// When the database cannot be written to; ids before that are added.
+    /// When the database cannot be written to; of each [`AddOptions::ids_at_once`] of them all are added or none.
     pub async fn add(&self, asset_ids: Vec<String>, options: &AddOptions) -> Result<Vec<AddResult>, StoreError> {
         let mut results = Vec::with_capacity(asset_ids.len());
-        for ids in asset_ids.chunks(ADDED_AT_ONCE) {
+        for ids in asset_ids.chunks(options.ids_at_once()) {
             let added = self.store.add(ids.to_vec(), options.clone(), self.clock.now()).await?;
             results.extend(ids.iter().zip(added).map(|(id, added)| result(id, added)));
         }

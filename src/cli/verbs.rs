@@ -1,11 +1,12 @@
 //! The verbs that need no daemon: they open the database directly, so they work while it is down.
 
 use std::collections::HashMap;
-use std::io::{self, BufRead};
+use std::io;
 use std::time::Duration;
 
 use serde::Serialize;
 
+use super::ids::Ids;
 use super::output::{Output, complain, exit, plain, span, summary, unheard, word};
 use super::{Add, Cancel, Command, Events, List, WaitOutput};
 use super::{batches, deliveries, hooks, show};
@@ -16,8 +17,6 @@ use crate::event::{Batch, Gist};
 use crate::store::{EventRow, Filter};
 use crate::watch::{State, Watch};
 
-/// Ids are read from stdin and added in portions of this size.
-const PORTION: usize = 20_000;
 /// Rows are read in pages of this size.
 pub(super) const PAGE: u32 = 1_000;
 /// What `list` shows on a terminal unless told otherwise.
@@ -51,28 +50,6 @@ pub async fn perform(command: Command, control: &Control, output: Output) -> any
     }
 }
 
-/// The ids of the arguments, as they are; for a `-` among them the lines of stdin. A line that is not UTF-8 is an id that
-/// `add` refuses.
-pub fn ids(arguments: Vec<String>) -> Box<dyn Iterator<Item = io::Result<String>>> {
-    Box::new(arguments.into_iter().flat_map(|argument| -> Box<dyn Iterator<Item = io::Result<String>>> {
-        if argument != "-" {
-            return Box::new(std::iter::once(Ok(argument)));
-        }
-        let lines = io::BufReader::new(io::stdin()).split(b'\n').enumerate();
-        let ids = lines.map(|(number, line)| {
-            line.map(|line| String::from_utf8_lossy(without_surroundings(&line, number == 0)).into_owned())
-        });
-        Box::new(ids.filter(|id| !matches!(id, Ok(id) if id.is_empty())))
-    }))
-}
-
-/// What other systems put around an id is no part of it: blanks, a carriage return, and the byte order mark with which
-/// a file from Windows begins. Such an id would be watched and never found.
-fn without_surroundings(line: &[u8], first: bool) -> &[u8] {
-    let mark = if first { "\u{feff}".as_bytes() } else { b"" };
-    line.strip_prefix(mark).unwrap_or(line).trim_ascii()
-}
-
 async fn add(args: Add, control: &Control, output: Output) -> anyhow::Result<u8> {
     // Here and not where arguments are read: that repeats what was given, and a token may stand in it.
     if let Some(Err(problem)) = args.callback.as_deref().map(check_callback_url) {
@@ -88,10 +65,10 @@ async fn add(args: Add, control: &Control, output: Output) -> anyhow::Result<u8>
         callback_url: args.callback,
         again: args.again,
     };
-    let mut ids = ids(args.ids);
+    let mut ids = Ids::of(args.ids);
     let mut good = true;
     loop {
-        let portion = ids.by_ref().take(PORTION).collect::<Result<Vec<_>, _>>()?;
+        let portion = ids.portion(options.ids_at_once()).await?;
         if portion.is_empty() {
             break;
         }
@@ -209,10 +186,10 @@ fn print_watches(watches: &[Watch], now: Timestamp, output: Output) -> io::Resul
 }
 
 async fn cancel(args: Cancel, control: &Control, output: Output) -> anyhow::Result<u8> {
-    let mut ids = ids(args.ids);
+    let mut ids = Ids::of(args.ids);
     let mut good = true;
     loop {
-        let portion = ids.by_ref().take(CANCELLED_AT_ONCE).collect::<Result<Vec<_>, _>>()?;
+        let portion = ids.portion(CANCELLED_AT_ONCE).await?;
         if portion.is_empty() {
             break;
         }
@@ -320,7 +297,7 @@ pub(super) fn since(text: &str) -> Result<String, String> {
 /// When one of the ids is none, or there is none at all, or a new watch would be polled by nobody; nothing is waited for
 /// then.
 pub async fn watches_for(arguments: Vec<String>, account: &str, control: &Control) -> anyhow::Result<Vec<i64>> {
-    let ids = ids(arguments).collect::<Result<Vec<_>, _>>()?;
+    let ids = Ids::of(arguments).all().await?;
     // Whoever was to print them has failed, as a rule: that all of none are active would let what comes next begin.
     anyhow::ensure!(!ids.is_empty(), "no ids came on stdin; there is nothing to wait for");
     if !control.names_account(account) && !control.daemon_is_alive().await? {

@@ -10,6 +10,14 @@ use super::{Store, StoreError};
 use crate::clock::Timestamp;
 use crate::watch::{State, Watch, check_asset_id};
 
+/// Added in one transaction at most. A million ids are to take neither one lock that keeps everyone else waiting, nor a
+/// sync each; and the more stand in one, the fewer pages are written again by the next. These take about a second.
+const MOST_AT_ONCE: usize = 100_000;
+/// From as many ids on they get a page cache of their own.
+const MANY: usize = 10_000;
+/// That cache, in KiB: a transaction's pages are then written once, at its end, instead of whenever there are too many.
+const CACHE: i64 = 64 << 10;
+
 /// The options of `add`, for all ids of one call.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AddOptions {
@@ -25,6 +33,15 @@ pub struct AddOptions {
     pub callback_url: Option<String>,
     /// Whether an asset that has settled is watched once more.
     pub again: bool,
+}
+
+impl AddOptions {
+    /// How many ids are best added in one transaction: 100,000, or as many as have some 50 MiB of these options in memory.
+    #[must_use]
+    pub fn ids_at_once(&self) -> usize {
+        let bytes = [&self.metadata, &self.callback_url].into_iter().flatten().map(String::len).sum::<usize>();
+        MOST_AT_ONCE / (1 + bytes / 512)
+    }
 }
 
 /// What `add` did with one asset.
@@ -66,6 +83,10 @@ fn add(
     options: &AddOptions,
     now: Timestamp,
 ) -> Result<Vec<Added>, StoreError> {
+    if asset_ids.len() > MANY {
+        // Only whoever adds a file of ids gets here; the cache stays while the store is open.
+        connection.pragma_update(None, "cache_size", -CACHE)?;
+    }
     let mut seen = HashSet::new();
     let distinct: Vec<&str> = asset_ids.iter().map(String::as_str).filter(|id| seen.insert(*id)).collect();
     let added = add_distinct(connection, &distinct, options, now)?;
@@ -113,15 +134,17 @@ fn add_distinct(
     asset_ids.iter().map(added).collect()
 }
 
-/// The newest watch of each, where there is one.
+/// The newest watch of each, where there is one. They are looked up in the order of the index, beside each other.
 fn newest(connection: &Connection, asset_ids: &[&str], account: &str) -> Result<HashMap<String, Watch>, StoreError> {
+    let mut in_order = asset_ids.to_vec();
+    in_order.sort_unstable();
     let sql = format!(
         "SELECT {WATCH} FROM watches WHERE id IN (
              SELECT (SELECT id FROM watches WHERE asset_id = one.value AND account = ?2 ORDER BY id DESC LIMIT 1)
                FROM json_each(?1) AS one)"
     );
     let mut statement = connection.prepare_cached(&sql)?;
-    let rows = statement.query_map(params![json(&asset_ids)?, account], watch)?;
+    let rows = statement.query_map(params![json(&in_order)?, account], watch)?;
     Ok(rows.map(|row| row.map(|watch| (watch.asset_id.clone(), watch))).collect::<Result<_, _>>()?)
 }
 

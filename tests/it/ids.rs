@@ -1,6 +1,11 @@
 //! Ids as people and pipelines give them: from files of other systems, many at once, and the same one twice.
 
-use crate::rig::{Place, Server, run, run_with};
+use std::process::Stdio;
+
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::time::timeout;
+
+use crate::rig::{Place, SOON, Server, binary, run, run_with};
 
 /// A file as an editor on Windows writes it, indented and with blanks at the ends of its lines.
 const FROM_WINDOWS: &str = "\u{feff}active_1\r\n  active_2 \t\r\n \t \r\nactive_3";
@@ -24,7 +29,7 @@ async fn what_surrounds_an_id_on_stdin_is_no_part_of_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn many_are_cancelled_with_one_commit_and_answered_in_order() {
+async fn many_are_cancelled_with_few_commits_and_answered_in_order() {
     let api = Server::api().await;
     let place = Place::new(&api, "");
     let ids: Vec<String> = (0..500).map(|number| format!("ast_{number}")).collect();
@@ -38,9 +43,29 @@ async fn many_are_cancelled_with_one_commit_and_answered_in_order() {
     assert_eq!(said.len(), 2, "{said:?}");
     assert!(said[1].contains("ast_7: not cancelled, it had ended: cancelled"), "given twice: {said:?}");
     let instants = "SELECT count(DISTINCT settled_at) FROM watches WHERE state = 'cancelled'";
-    assert_eq!(place.ask::<i64>(instants), Some(1), "each commit has its instant");
+    assert!(place.ask::<i64>(instants).unwrap() < 50, "each commit has its instant");
     assert_eq!(place.ask::<i64>("SELECT count(*) FROM events WHERE type = 'watch.cancelled'"), Some(500));
     assert_eq!(place.ask::<i64>("SELECT count(*) FROM events WHERE type = 'batch.settled'"), Some(1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ids_are_worked_as_they_come() {
+    let api = Server::api().await;
+    let place = Place::new(&api, "");
+    for (verb, done) in [("add", "added"), ("cancel", "cancelled")] {
+        let mut program = tokio::process::Command::new(binary());
+        program.arg("--config").arg(place.config()).args([verb, "-"]).env_clear().kill_on_drop(true);
+        let mut program = program.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut stdin = program.stdin.take().unwrap();
+        let mut answers = BufReader::new(program.stdout.take().unwrap()).lines();
+        for id in ["ast_1", "ast_2"] {
+            stdin.write_all(format!("{id}\n").as_bytes()).await.unwrap();
+            let answer = timeout(SOON, answers.next_line()).await.expect("while its producer is at work").unwrap();
+            assert_eq!(answer, Some(format!("{done} {id}")));
+        }
+        drop(stdin);
+        assert!(program.wait().await.unwrap().success());
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,6 +2,7 @@
 
 use std::process::Stdio;
 
+use assetwatch::control::AddOptions;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::AsyncWriteExt;
 use tokio::process::{Child, Command};
@@ -60,7 +61,10 @@ async fn all_ids_are_added_when_nobody_reads() {
     let api = Server::api().await;
     let place = Place::new(&api, "");
     let ids: String = (0..25_000).map(|number| format!("ast_{number}\n")).collect();
-    assert_eq!(unheard(&place, &["add", "-"], &ids).await, Some(0));
+    let metadata = format!("{:?}", "m".repeat(2_048));
+    let options = AddOptions { metadata: Some(metadata.clone()), ..AddOptions::default() };
+    assert!(options.ids_at_once() < 25_000, "they do not stand in one transaction");
+    assert_eq!(unheard(&place, &["add", "-", "--metadata", &metadata], &ids).await, Some(0));
     assert_eq!(place.ask::<i64>("SELECT count(*) FROM watches"), Some(25_000));
     assert_eq!(unheard(&place, &["add", "-", "--json"], "..\nlast\n").await, Some(1));
     assert_eq!(place.state("last").as_deref(), Some("waiting"));
