@@ -64,12 +64,12 @@ async fn scrape(address: &str) -> String {
     body.to_owned()
 }
 
-/// Waits until it says this line.
-async fn until_said(address: &str, line: &str) -> String {
-    let what = format!("/metrics says {line}");
+/// Waits until it says all of these lines at once.
+async fn until_said(address: &str, lines: &[&str]) -> String {
+    let what = format!("/metrics says {lines:?}");
     eventually(SOON, &what, async || {
         let text = scrape(address).await;
-        text.lines().any(|found| found == line).then_some(text)
+        lines.iter().all(|line| text.lines().any(|found| found == *line)).then_some(text)
     })
     .await
 }
@@ -94,9 +94,8 @@ async fn a_daemon_says_how_it_stands() {
          INSERT INTO hooks (name, last_error) VALUES ('old', 'x');
          UPDATE events SET type = type;";
     place.database().execute_batch(odd).unwrap();
-    let waits = r#"assetwatch_watches_waiting{account="(not configured)"} 2"#;
-    let text = until_said(&address, waits).await;
-    for line in [
+    let lines = [
+        r#"assetwatch_watches_waiting{account="(not configured)"} 2"#,
         r#"assetwatch_watches_waiting{account="default"} 1"#,
         r#"assetwatch_watches_waiting{account="studio"} 1"#,
         r#"assetwatch_watches_settled_total{account="default",status="active"} 2"#,
@@ -108,16 +107,15 @@ async fn a_daemon_says_how_it_stands() {
         r#"assetwatch_deliveries{hook="(not configured)",state="held"} 0"#,
         r#"assetwatch_hook_state{hook="cms",state="failing"} 1"#,
         r#"assetwatch_leases_lost_total{pump="poller"} 0"#,
-    ] {
-        assert!(text.lines().any(|found| found == line), "no {line} in\n{text}");
-    }
+    ];
+    let text = until_said(&address, &lines).await;
     assert_bounded(&text);
     if let Some(promtool) = promtool() {
         assert_content(&promtool, &["check", "metrics"], &text, "").await;
     }
     // The watches of the others do not count for ever.
     place.database().execute_batch("DELETE FROM watches WHERE account NOT IN ('default', 'studio')").unwrap();
-    until_said(&address, r#"assetwatch_watches_waiting{account="(not configured)"} 0"#).await;
+    until_said(&address, &[r#"assetwatch_watches_waiting{account="(not configured)"} 0"#]).await;
     assert!(daemon.stop().await.success());
 }
 
