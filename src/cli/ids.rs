@@ -74,7 +74,8 @@ fn each(arguments: Vec<String>) -> impl Iterator<Item = io::Result<String>> {
         }
         let lines = io::BufReader::new(io::stdin()).split(b'\n').enumerate();
         let ids = lines.map(|(number, line)| {
-            line.map(|line| String::from_utf8_lossy(without_surroundings(&line, number == 0)).into_owned())
+            let line = line.map_err(|error| io::Error::new(error.kind(), format!("stdin cannot be read: {error}")))?;
+            Ok(String::from_utf8_lossy(without_surroundings(&line, number == 0)).into_owned())
         });
         Box::new(ids.filter(|id| !matches!(id, Ok(id) if id.is_empty())))
     })

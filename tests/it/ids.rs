@@ -69,6 +69,20 @@ async fn ids_are_worked_as_they_come() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_read_is_named() {
+    let api = Server::api().await;
+    let place = Place::new(&api, "");
+    for verb in ["add", "cancel", "wait"] {
+        let mut program = tokio::process::Command::new(binary());
+        program.arg("--config").arg(place.config()).args([verb, "-"]).env_clear();
+        let output = program.stdin(std::fs::File::open("/").unwrap()).output().await.unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        assert!(said.starts_with("assetwatch: stdin cannot be read: "), "{said}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn as_json_each_id_that_is_to_be_cancelled_has_its_object() {
     let api = Server::api().await;
     let place = Place::new(&api, "");
