@@ -113,8 +113,13 @@ impl World {
 
     /// One of its requests has ended, perhaps without an answer.
     pub fn unpaced(&mut self, process: Process, account: usize) {
-        if let Some(pace) = self.paces.0.get_mut(&(process, account)) {
-            pace.in_flight = pace.in_flight.saturating_sub(1);
+        let most = self.script.accounts[account].max_in_flight;
+        let Some(pace) = self.paces.0.get_mut(&(process, account)) else { return };
+        let was_full = pace.in_flight >= most;
+        pace.in_flight = pace.in_flight.saturating_sub(1);
+        if was_full {
+            // Until now whatever was due had to wait, however long the answers took.
+            self.calm.disturb_account(account, self.time.now());
         }
     }
 
