@@ -236,9 +236,16 @@ impl Store {
     }
 
     /// A number that changes whenever anybody has committed a change, this process included.
+    ///
+    /// # Errors
+    /// Also when the file was removed or replaced: nobody would change this one any more.
     pub async fn version(&self) -> Result<i64, StoreError> {
-        let permit = self.reader.permit().await;
-        self.shared.blocking.answer(move || permit.look(|reader| version(reader))).await
+        let (shared, permit) = (Arc::clone(&self.shared), self.reader.permit().await);
+        let look = move || {
+            shared.in_place_to_read()?;
+            permit.look(|reader| version(reader))
+        };
+        self.shared.blocking.answer(look).await
     }
 
     /// Looks at the database in one snapshot.

@@ -1,6 +1,11 @@
 //! A database that is taken away under a running process: noticed soon, said, and nothing is written that nobody sees.
 
-use crate::rig::{Daemon, Place, Reply, Server, assert_sound, run, webhook};
+use std::process::Stdio;
+
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::time::timeout;
+
+use crate::rig::{Daemon, Place, Reply, SOON, Server, assert_sound, binary, run, webhook};
 
 /// Settled, and with it in the log and not in the file.
 async fn settle(place: &Place, id: &str) {
@@ -63,4 +68,38 @@ async fn a_lone_wait_ends_as_well() {
     });
     assert!(waited.code == 65 && waited.err.contains("it was removed"), "{waited:?}");
     assert!(!place.path("assetwatch.db").exists(), "no new one is begun");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_follows_what_happens_is_told() {
+    let api = Server::api().await;
+    let place = Place::new(&api, "");
+    for verb in ["add", "cancel"] {
+        assert_eq!(run(&place, &[verb, "ast_1"]).await.code, 0);
+    }
+    let mut program = tokio::process::Command::new(binary());
+    program.arg("--config").arg(place.config()).args(["events", "--follow", "--since", "1h"]).env_clear();
+    let mut program = program.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
+    let mut lines = BufReader::new(program.stdout.take().unwrap()).lines();
+    assert!(lines.next_line().await.unwrap().unwrap().contains("watch.cancelled"));
+    std::fs::rename(place.path("assetwatch.db"), place.path("moved.db")).unwrap();
+    let followed = timeout(SOON, program.wait_with_output()).await.expect("nobody writes to what it reads").unwrap();
+    let said = String::from_utf8(followed.stderr).unwrap();
+    assert_eq!(followed.status.code(), Some(65), "{said}");
+    assert!(said.contains("it was removed, or moved away, while it was in use"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_is_removed_ends_the_daemon_and_what_was_in_it_is_kept() {
+    let api = Server::api().await;
+    let place = Place::new(&api, "");
+    let mut daemon = Daemon::start(&place).await;
+    settle(&place, "active_1").await;
+    std::fs::remove_file(place.path("assetwatch.db-wal")).unwrap();
+    assert_eq!(daemon.ended().await.code(), Some(1), "a unit starts it again: {}", daemon.log());
+    assert!(daemon.log().contains("its write-ahead log"), "{}", daemon.log());
+    let daemon = Daemon::start(&place).await;
+    assert_eq!(place.state("active_1").as_deref(), Some("settled"));
+    assert_eq!(run(&place, &["check"]).await.code, 0);
+    assert!(daemon.stop().await.success());
 }
