@@ -11,7 +11,7 @@ use assetwatch::control::UnpolledAccount;
 use assetwatch::daemon::{self, Ending, EngineError, WaitOptions, Waited};
 use assetwatch::http::GateError;
 use assetwatch::signal::Signals;
-use assetwatch::store::StoreError;
+use assetwatch::store::{BackupError, StoreError};
 use assetwatch::telemetry::{self, Format, Verbosity};
 use assetwatch::watch::{State, Watch};
 use assetwatch::{clock, demo};
@@ -157,8 +157,8 @@ fn complain(error: &anyhow::Error, format: Format) -> u8 {
     if is_configuration || error.is::<ConfigError>() || error.is::<GateError>() || error.is::<UnpolledAccount>() {
         return exit::CONFIGURATION;
     }
-    let store = error.downcast_ref::<StoreError>().or(match engine {
-        Some(EngineError::Store(store)) => Some(store),
+    let store = error.downcast_ref::<StoreError>().or(match (engine, error.downcast_ref()) {
+        (Some(EngineError::Store(store)), _) | (_, Some(BackupError::Store(store))) => Some(store),
         _ => None,
     });
     if matches!(store, Some(StoreError::Unfit { .. })) {

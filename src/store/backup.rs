@@ -72,7 +72,7 @@ fn make(database: &Path, file: &Path, replace: bool, report: &mut dyn FnMut(Copy
     let absolute = |path: &Path| std::path::absolute(path).map_err(|error| failed(error.to_string()));
     let (database, file) = (absolute(database)?, absolute(file)?);
     let source = source(&database).map_err(failed)?;
-    let schema = match open::look(&source).map_err(|why| failed(why.text))? {
+    let schema = match open::look(&source).map_err(|why| why.of(&database))? {
         Found::Nothing => return Err(failed("it is empty".into())),
         Found::Current => open::SCHEMA,
         Found::Older(version) => version,
@@ -83,7 +83,9 @@ fn make(database: &Path, file: &Path, replace: bool, report: &mut dyn FnMut(Copy
     report(Copying::Checking);
     partial.check().map_err(failed)?;
     let watches = partial.count_watches().map_err(failed)?;
-    partial.resemble(&database, false).map_err(|error| failed(error.to_string()))?;
+    partial
+        .resemble(&database, false)
+        .map_err(|error| failed(format!("the copy cannot be given the owner and mode of the database: {error}")))?;
     let bytes = partial.keep(&file, replace).map_err(|error| match error.kind() {
         std::io::ErrorKind::AlreadyExists => BackupError::Exists { path: file.clone() },
         _ => failed(format!("{} cannot be written: {error}", file.display())),

@@ -50,7 +50,7 @@ pub(super) enum Found {
 
 /// Why a file cannot be worked with.
 pub(super) struct Why {
-    pub text: String,
+    text: String,
     /// It is what is in the file, so that another try would not help.
     unfit: bool,
 }
@@ -60,7 +60,7 @@ impl Why {
         Self { text: text.into(), unfit: true }
     }
 
-    fn of(self, path: &Path) -> StoreError {
+    pub fn of(self, path: &Path) -> StoreError {
         let (path, why) = (path.to_owned(), self.text);
         if self.unfit { StoreError::Unfit { path, why } } else { StoreError::Unusable { path, why } }
     }
