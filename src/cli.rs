@@ -23,6 +23,7 @@ pub use batches::{BatchCommand, known_batch};
 pub use check::check;
 pub use deliveries::DeliveriesCommand;
 pub use hooks::{HooksCommand, test_hook};
+pub use ids::all_ids;
 pub use listen::listen;
 pub use output::{Output, complain, exit, plain, show_config};
 pub use progress::{Progress, Screen};

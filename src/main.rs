@@ -3,6 +3,7 @@
 use std::io::{self, ErrorKind, Write};
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Instant;
 
 use anyhow::Context;
 use assetwatch::cli::{self, Cli, Command, ConfigCommand, HooksCommand, Output, Progress, Screen, exit};
@@ -80,11 +81,22 @@ fn verbosity(cli: &Cli) -> Verbosity {
     }
 }
 
-async fn wait(args: cli::Wait, settings: &Settings, output: Output, screen: &Screen) -> anyhow::Result<u8> {
+async fn wait(mut args: cli::Wait, settings: &Settings, output: Output, screen: &Screen) -> anyhow::Result<u8> {
     let control = daemon::open(settings).await?;
+    let began = Instant::now();
     let watches = match &args.batch {
         Some(name) => cli::known_batch(name, &control).await.map(|_| Vec::new())?,
-        None => cli::watches_for(args.ids, &args.account, &control).await?,
+        None => match cli::all_ids(args.ids, args.timeout).await? {
+            Some(ids) => {
+                let read = began.elapsed();
+                args.timeout = args.timeout.map(|timeout| timeout.saturating_sub(read));
+                cli::watches_for(ids, &args.account, &control).await?
+            }
+            None => {
+                cli::complain("--timeout ran out before the ids on stdin had come to their end; none is waited for");
+                return Ok(exit::TIMED_OUT);
+            }
+        },
     };
     let options = WaitOptions { watches, batch: args.batch, timeout: args.timeout, any: args.any };
     let mut progress = Progress::new(&output, screen, clock::Clock::system());

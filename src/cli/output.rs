@@ -67,6 +67,7 @@ impl Output {
     /// When stdout is closed.
     pub fn line(&self, text: &str) -> io::Result<()> {
         writeln!(io::stdout().lock(), "{text}")
+            .map_err(|error| io::Error::new(error.kind(), format!("stdout cannot be written: {error}")))
     }
 
     /// Prints an object as one line of JSON.

@@ -296,8 +296,7 @@ pub(super) fn since(text: &str) -> Result<String, String> {
 /// # Errors
 /// When one of the ids is none, or there is none at all, or a new watch would be polled by nobody; nothing is waited for
 /// then.
-pub async fn watches_for(arguments: Vec<String>, account: &str, control: &Control) -> anyhow::Result<Vec<i64>> {
-    let ids = Ids::of(arguments).all().await?;
+pub async fn watches_for(ids: Vec<String>, account: &str, control: &Control) -> anyhow::Result<Vec<i64>> {
     // Whoever was to print them has failed, as a rule: that all of none are active would let what comes next begin.
     anyhow::ensure!(!ids.is_empty(), "no ids came on stdin; there is nothing to wait for");
     if !control.names_account(account) && !control.daemon_is_alive().await? {

@@ -21,9 +21,9 @@ async fn what_surrounds_an_id_on_stdin_is_no_part_of_it() {
     run(&place, &["add", "ast_1", "ast_2"]).await;
     let cancelled = run_with(&place, &["cancel", "-"], "\u{feff} ast_1\r\n\tast_2 \n", &[]).await;
     assert_eq!((cancelled.code, cancelled.out.as_str()), (0, "cancelled ast_1\ncancelled ast_2\n"), "{cancelled:?}");
-    // A blank within, or a mark that does not begin the input, may be meant.
+    // Several such files; a blank within may be meant.
     let odd = run_with(&place, &["add", "-", "--json"], "a b\n\u{feff}c\n", &[]).await.json();
-    assert_eq!((&odd[0]["asset_id"], &odd[1]["asset_id"]), (&"a b".into(), &"\u{feff}c".into()));
+    assert_eq!((&odd[0]["asset_id"], &odd[1]["asset_id"]), (&"a b".into(), &"c".into()));
     let given = run(&place, &["add", " ast_1", "--json"]).await.json();
     assert_eq!(given[0]["asset_id"], " ast_1", "an argument stays as it is");
 }
@@ -66,6 +66,31 @@ async fn ids_are_worked_as_they_come() {
         drop(stdin);
         assert!(program.wait().await.unwrap().success());
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_line_that_is_no_id_is_refused_however_long_it_is_and_the_next_one_is_added() {
+    let api = Server::api().await;
+    let place = Place::new(&api, "");
+    let input = format!("{}\n{}ast_1\nast_2\n", "x".repeat(3_000_000), " ".repeat(5_000));
+    let added = run_with(&place, &["add", "-"], &input, &[]).await;
+    assert_eq!((added.code, added.out.as_str()), (1, "added ast_2\n"));
+    assert_eq!(added.err.matches("an asset id has at most 512 bytes").count(), 2, "{}", added.err);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wait_does_not_wait_longer_than_it_is_to_for_its_ids() {
+    let api = Server::api().await;
+    let place = Place::new(&api, "");
+    let mut program = tokio::process::Command::new(binary());
+    program.arg("--config").arg(place.config()).args(["wait", "-", "--timeout", "300ms"]).env_clear();
+    let mut program = program.stdin(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
+    let mut stdin = program.stdin.take().unwrap();
+    stdin.write_all(b"active_1\n").await.unwrap();
+    let output = timeout(SOON, program.wait_with_output()).await.expect("its producer hangs").unwrap();
+    assert_eq!(output.status.code(), Some(124));
+    assert!(String::from_utf8(output.stderr).unwrap().contains("--timeout ran out before the ids"));
+    drop(stdin);
 }
 
 #[tokio::test(flavor = "multi_thread")]
