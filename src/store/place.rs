@@ -28,8 +28,6 @@ pub(super) struct Place {
 enum Gone {
     Removed,
     Replaced,
-    /// Not the file, but its log or the index of that: whoever else opens the file begins others.
-    Log,
 }
 
 impl Place {
@@ -51,19 +49,11 @@ impl Place {
     fn gone(&self) -> Option<Gone> {
         let file = self.file?;
         match identity(&self.given) {
-            Ok(found) if found == file => self.beside.iter().any(is_taken).then_some(Gone::Log),
+            Ok(found) if found == file => None,
             Ok(_) => Some(Gone::Replaced),
             Err(error) if error.kind() == ErrorKind::NotFound => Some(Gone::Removed),
             Err(_) => None,
         }
-    }
-
-    /// Brings what is only in the log that was taken away into the file, unless others have begun another one: then both would
-    /// be written into it, each over the other.
-    fn rescue(&self, connection: &Connection) -> bool {
-        let is_begun =
-            |(path, found): &(PathBuf, Option<Identity>)| identity(path).is_ok_and(|now| Some(now) != *found);
-        !self.beside.iter().any(is_begun) && emptied(connection)
     }
 
     /// Parts the file from what lies beside its path: to SQLite the log belongs to whatever is called so, and it would be
@@ -73,7 +63,7 @@ impl Place {
         if identity(path).ok() == self.file {
             return Ok(None);
         }
-        let emptied = emptied(connection);
+        let emptied = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0)) == Ok(0);
         let [log, index] = &self.beside;
         let is_ours = |(path, found): &(PathBuf, Option<Identity>)| found.is_some() && identity(path).ok() == *found;
         let kept = named(&log.0, &format!(".{}", open::stamp()));
@@ -88,30 +78,11 @@ impl Place {
         Ok(kept)
     }
 
-    /// What became of the log, in words.
-    fn log_lost(&self, rescued: bool) -> StoreError {
-        let (path, log) = (self.given.clone(), self.beside[0].0.display());
-        let happened =
-            format!("its write-ahead log, {log}, or the `-shm` beside it was removed or replaced while it was in use");
-        if rescued {
-            return StoreError::Unusable { path, why: format!("{happened}. All that was recorded is in the file") };
-        }
-        let to_do = "What was recorded last may be lost. Stop what uses it, look at it with `assetwatch check`, and start again";
-        StoreError::Unfit { path, why: format!("{happened}. {to_do}") }
-    }
-
     /// A file that replaced ours can be gone on with, if no log lies beside it that is not its own. Where there is none,
     /// somebody is at it: nobody wants an empty one.
-    fn lost(&self, is_replaced: bool, parted: std::io::Result<Option<PathBuf>>) -> StoreError {
-        let (happened, to_do) = if is_replaced {
-            ("another file was put in its place while it was in use", "")
-        } else {
-            (
-                "it was removed, or moved away, while it was in use",
-                ". Put it back, or restore a backup, and start again; with none there, a new one is begun",
-            )
-        };
-        let goes_on = is_replaced && parted.is_ok();
+    fn lost(&self, gone: Gone, parted: std::io::Result<Option<PathBuf>>) -> StoreError {
+        let (happened, to_do) = gone.in_words();
+        let goes_on = matches!(gone, Gone::Replaced) && parted.is_ok();
         let log = match parted {
             Ok(None) => String::new(),
             Ok(Some(kept)) => format!(", and in its log, which is kept as {}", kept.display()),
@@ -127,40 +98,34 @@ impl Place {
 }
 
 impl Shared {
-    /// The same for who only reads: without the lock of whoever writes, as long as nothing is wrong.
+    /// Fails as a write would; without the lock of whoever writes, as long as nothing is wrong.
     pub(super) fn in_place_to_read(&self) -> Result<(), StoreError> {
-        if let Some(lost) = self.lost.borrow().clone() {
-            return Err(lost);
-        }
         self.place.gone().map_or(Ok(()), |_| self.in_place(&super::lock(&self.writer)))
     }
 
     /// Fails when the file was removed or replaced; the first time it is parted from what is there now.
     pub(super) fn in_place(&self, connection: &Connection) -> Result<(), StoreError> {
+        if let Some(lost) = self.lost.borrow().clone() {
+            return Err(lost);
+        }
         let Some(gone) = self.place.gone() else { return Ok(()) };
-        let lost = match gone {
-            Gone::Log => self.place.log_lost(self.place.rescue(connection)),
-            Gone::Removed | Gone::Replaced => {
-                self.place.lost(matches!(gone, Gone::Replaced), self.place.part(&self.path, connection))
-            }
-        };
+        let lost = self.place.lost(gone, self.place.part(&self.path, connection));
         self.lost.send_replace(Some(lost.clone()));
         Err(lost)
     }
 }
 
-/// Whether it was there and is not any more. What cannot be looked at is taken to be.
-fn is_taken((path, found): &(PathBuf, Option<Identity>)) -> bool {
-    match (found, identity(path)) {
-        (Some(found), Ok(now)) => now != *found,
-        (Some(_), Err(error)) => error.kind() == ErrorKind::NotFound,
-        (None, _) => false,
+impl Gone {
+    /// What happened, and what is to be done.
+    const fn in_words(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Removed => (
+                "it was removed, or moved away, while it was in use",
+                ". Put it back, or restore a backup, and start again; with none there, a new one is begun",
+            ),
+            Self::Replaced => ("another file was put in its place while it was in use", ""),
+        }
     }
-}
-
-/// Brings all of the log into the file, if nobody reads from it.
-fn emptied(connection: &Connection) -> bool {
-    connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0)) == Ok(0)
 }
 
 fn identity(path: &Path) -> std::io::Result<Identity> {

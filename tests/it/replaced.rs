@@ -88,18 +88,3 @@ async fn who_follows_what_happens_is_told() {
     assert_eq!(followed.status.code(), Some(65), "{said}");
     assert!(said.contains("it was removed, or moved away, while it was in use"), "{said}");
 }
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_log_that_is_removed_ends_the_daemon_and_what_was_in_it_is_kept() {
-    let api = Server::api().await;
-    let place = Place::new(&api, "");
-    let mut daemon = Daemon::start(&place).await;
-    settle(&place, "active_1").await;
-    std::fs::remove_file(place.path("assetwatch.db-wal")).unwrap();
-    assert_eq!(daemon.ended().await.code(), Some(1), "a unit starts it again: {}", daemon.log());
-    assert!(daemon.log().contains("its write-ahead log"), "{}", daemon.log());
-    let daemon = Daemon::start(&place).await;
-    assert_eq!(place.state("active_1").as_deref(), Some("settled"));
-    assert_eq!(run(&place, &["check"]).await.code, 0);
-    assert!(daemon.stop().await.success());
-}

@@ -97,29 +97,3 @@ async fn a_link_that_is_led_elsewhere_leaves_the_log_where_it_is_and_one_that_ca
     assert!(log_of(base.store.path()).exists(), "it is still in use");
     assert_eq!(base.ask::<i64>("SELECT count(*) FROM watches"), 2);
 }
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_log_that_is_removed_goes_into_the_file_unless_others_have_begun_another() {
-    let base = Base::new().await;
-    let path = base.store.path().to_owned();
-    base.add(&["a"]).await;
-    std::fs::remove_file(log_of(&path)).unwrap();
-    let lost = refused(&base).await;
-    assert!(matches!(lost, StoreError::Unusable { .. }), "{lost}");
-    assert!(lost.to_string().ends_with("All that was recorded is in the file"), "{lost}");
-    let copy = base.directory.path().join("copy.db");
-    std::fs::copy(&path, &copy).unwrap();
-    assert_eq!(count(&copy), 1);
-
-    let base = Base::new().await;
-    let path = base.store.path().to_owned();
-    base.execute("PRAGMA wal_checkpoint(TRUNCATE)");
-    base.add(&["a"]).await;
-    let before = std::fs::read(&path).unwrap();
-    std::fs::remove_file(log_of(&path)).unwrap();
-    std::fs::write(log_of(&path), "somebody's").unwrap();
-    let lost = refused(&base).await;
-    assert!(matches!(lost, StoreError::Unfit { .. }) && lost.to_string().contains("may be lost"), "{lost}");
-    assert!(std::fs::read(&path).unwrap() == before, "neither is written over the other");
-    assert!(base.store.version().await.is_err(), "who reads is told, too");
-}
