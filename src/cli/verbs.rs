@@ -303,7 +303,8 @@ pub async fn watches_for(ids: Vec<String>, account: &str, control: &Control) -> 
         // What is known may have ended; but a name that was misspelt is to leave nothing behind that waits for ever.
         for id in &ids {
             let known = control.newest(id, Some(account)).await?;
-            anyhow::ensure!(known.is_some(), UnpolledAccount { name: account.into() });
+            let is_one = known.is_some_and(|known| matches!(known.state, State::Waiting | State::Settled));
+            anyhow::ensure!(is_one, UnpolledAccount { name: account.into() });
         }
     }
     let options = AddOptions { account: account.into(), ..AddOptions::default() };

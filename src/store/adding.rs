@@ -40,7 +40,7 @@ impl AddOptions {
     #[must_use]
     pub fn ids_at_once(&self) -> usize {
         let bytes = [&self.metadata, &self.callback_url].into_iter().flatten().map(String::len).sum::<usize>();
-        MOST_AT_ONCE / (1 + bytes / 512)
+        (MOST_AT_ONCE / (1 + bytes / 512)).max(1)
     }
 }
 
@@ -134,13 +134,15 @@ fn add_distinct(
     asset_ids.iter().map(added).collect()
 }
 
-/// The newest watch of each, where there is one. They are looked up in the order of the index, beside each other.
+/// The watch of each that waits, or else its newest, where there is one: another program may have added a row of one that
+/// had ended. They are looked up in the order of the index, beside each other.
 fn newest(connection: &Connection, asset_ids: &[&str], account: &str) -> Result<HashMap<String, Watch>, StoreError> {
     let mut in_order = asset_ids.to_vec();
     in_order.sort_unstable();
     let sql = format!(
         "SELECT {WATCH} FROM watches WHERE id IN (
-             SELECT (SELECT id FROM watches WHERE asset_id = one.value AND account = ?2 ORDER BY id DESC LIMIT 1)
+             SELECT (SELECT id FROM watches WHERE asset_id = one.value AND account = ?2
+                        ORDER BY state = 'waiting' DESC, id DESC LIMIT 1)
                FROM json_each(?1) AS one)"
     );
     let mut statement = connection.prepare_cached(&sql)?;

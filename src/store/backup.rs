@@ -71,6 +71,9 @@ fn make(database: &Path, file: &Path, replace: bool, report: &mut dyn FnMut(Copy
     let failed = |why: String| BackupError::Failed { path: database.to_owned(), why };
     let absolute = |path: &Path| std::path::absolute(path).map_err(|error| failed(error.to_string()));
     let (database, file) = (absolute(database)?, absolute(file)?);
+    // A link's log is beside the file that it leads to.
+    let canonical = database.canonicalize().unwrap_or_else(|_| database.clone());
+    open::check_log(&canonical).map_err(|why| why.of(&database))?;
     let source = source(&database).map_err(failed)?;
     let schema = match open::look(&source).map_err(|why| why.of(&database))? {
         Found::Nothing => return Err(failed("it is empty".into())),

@@ -138,7 +138,7 @@ fn create(path: &Path) -> std::io::Result<()> {
 
 /// SQLite takes a write-ahead log that it does not know for an empty one and writes over it, and with it over whatever
 /// was committed last.
-fn check_log(path: &Path) -> Result<(), Why> {
+pub(super) fn check_log(path: &Path) -> Result<(), Why> {
     let mut log = path.as_os_str().to_owned();
     log.push("-wal");
     let mut head = [0; LOG_HEAD.len()];

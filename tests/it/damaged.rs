@@ -78,6 +78,10 @@ async fn a_damaged_file_is_refused_by_every_verb_and_left_as_it_is() {
             assert_refused(&place, kind, verb, &run(&place, verb).await);
             assert!(files(&place) == planted, "{kind}, {verb:?}: the file was changed");
         }
+        let file = place.path("backup.db");
+        let backup = run(&place, &["backup", file.to_str().unwrap()]).await;
+        assert!(backup.code != 0 && !file.exists(), "{kind}: {backup:?}");
+        assert!(files(&place) == planted, "{kind}, backup: the file was changed");
     }
     // The same file, whole: it was not the verbs that refused.
     set(&place, &[Some(sound), None]);

@@ -193,3 +193,12 @@ async fn other_values_that_the_table_refuses() {
     let longest = metadata(format!("\"{}\"", "x".repeat(16 * 1_024 - 2)));
     assert_eq!(add(&base, "a", longest).await.0, "new");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watch_that_waits_is_known_behind_a_newer_row_of_another_program() {
+    let base = Base::new().await;
+    assert_eq!(add(&base, "a", plain()).await, ("new", Some(1)));
+    base.execute("INSERT INTO watches (asset_id, account, state, due_at, settled_at) VALUES ('a', 'default', 'cancelled', NULL, 1)");
+    let added = base.store.add(owned(&["new", "a"]), plain(), NOW).await.unwrap();
+    assert!(matches!(&added[..], [Added::New(_), Added::Known(watch)] if watch.id == 1), "{added:?}");
+}
