@@ -1,20 +1,28 @@
 //! The ids that a command line names, or that come on its stdin, for as long as they come.
 
-use std::io::{self, BufRead, Read};
+use std::collections::VecDeque;
+use std::io::{self, BufRead, Read as _};
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::mpsc::{self, error::SendError};
 use tokio::time::timeout;
 
-/// Read ahead at most: about as many as are added in one transaction.
-const AHEAD: usize = 100_000;
-/// In bytes. An id has at most 512; what is read ahead has to have an end.
+/// Read at once, in bytes.
+const BUFFER: usize = 64 << 10;
+/// What is read ahead, in buffers: about as much as is added in one transaction.
+const AHEAD: usize = 64;
+/// In bytes. An id has at most 512; what is kept of a line has to have an end.
 const LONGEST_LINE: usize = 2_048;
+
+/// What one look brought.
+type Read = io::Result<Vec<String>>;
 
 /// The ids of the arguments, as they are; for a `-` among them the lines of stdin. A line that is not UTF-8 is an id that
 /// `add` refuses.
 pub struct Ids {
-    read: mpsc::Receiver<io::Result<String>>,
+    read: mpsc::Receiver<Read>,
+    /// Read, and not yet returned.
+    ahead: VecDeque<String>,
     failed: Option<io::Error>,
 }
 
@@ -23,11 +31,8 @@ impl Ids {
     pub fn of(arguments: Vec<String>) -> Self {
         let (sender, read) = mpsc::channel(AHEAD);
         // No task of the runtime: that would wait for the end of stdin before it ends itself.
-        std::thread::spawn(move || {
-            // Nobody is left to hear of it when it cannot be sent.
-            let _ = each(arguments).try_for_each(|id| sender.blocking_send(id));
-        });
-        Self { read, failed: None }
+        std::thread::spawn(move || send(arguments, &sender));
+        Self { read, ahead: VecDeque::new(), failed: None }
     }
 
     /// The next of them, `most` at most: as many as are there, so that those of a slow producer are worked one by one and
@@ -36,23 +41,25 @@ impl Ids {
     /// # Errors
     /// When stdin cannot be read; what came before has been returned.
     pub async fn portion(&mut self, most: usize) -> io::Result<Vec<String>> {
-        if let Some(error) = self.failed.take() {
-            return Err(error);
-        }
-        let mut read = Vec::new();
-        self.read.recv_many(&mut read, most).await;
-        let mut ids = Vec::with_capacity(read.len());
-        for id in read {
-            match id {
-                Ok(id) => ids.push(id),
-                Err(error) if ids.is_empty() => return Err(error),
-                Err(error) => {
-                    self.failed = Some(error);
-                    break;
-                }
+        while self.ahead.is_empty() {
+            if let Some(error) = self.failed.take() {
+                return Err(error);
             }
+            let Some(read) = self.read.recv().await else { break };
+            self.take(read);
         }
-        Ok(ids)
+        while self.ahead.len() < most && self.failed.is_none() {
+            let Ok(read) = self.read.try_recv() else { break };
+            self.take(read);
+        }
+        Ok(self.ahead.drain(..most.min(self.ahead.len())).collect())
+    }
+
+    fn take(&mut self, read: Read) {
+        match read {
+            Ok(ids) => self.ahead.extend(ids),
+            Err(error) => self.failed = Some(error),
+        }
     }
 }
 
@@ -62,11 +69,14 @@ impl Ids {
 /// # Errors
 /// When stdin cannot be read.
 pub async fn all_ids(arguments: Vec<String>, within: Option<Duration>) -> io::Result<Option<Vec<String>>> {
+    if !arguments.iter().any(|argument| argument == "-") {
+        return Ok(Some(arguments));
+    }
     let mut ids = Ids::of(arguments);
     let all = async {
         let mut all = Vec::new();
         loop {
-            let portion = ids.portion(AHEAD).await?;
+            let portion = ids.portion(usize::MAX).await?;
             if portion.is_empty() {
                 return Ok(all);
             }
@@ -79,19 +89,47 @@ pub async fn all_ids(arguments: Vec<String>, within: Option<Duration>) -> io::Re
     }
 }
 
-fn each(arguments: Vec<String>) -> impl Iterator<Item = io::Result<String>> {
-    arguments.into_iter().flat_map(|argument| -> Box<dyn Iterator<Item = io::Result<String>>> {
-        if argument != "-" {
-            return Box::new(std::iter::once(Ok(argument)));
+/// What is there at the same time is sent as one, so that it is worked as one. Ends when nobody is left to hear of it.
+fn send(arguments: Vec<String>, sender: &mpsc::Sender<Read>) -> Result<(), SendError<Read>> {
+    for arguments in arguments.split_inclusive(|argument| argument == "-") {
+        let given = arguments.strip_suffix(&["-".to_owned()]).unwrap_or(arguments);
+        if !given.is_empty() {
+            sender.blocking_send(Ok(given.to_vec()))?;
         }
-        let mut stdin = io::BufReader::new(io::stdin());
-        let lines = std::iter::from_fn(move || next_line(&mut stdin).transpose());
-        let ids = lines.map(|line| {
-            let line = line.map_err(|error| io::Error::new(error.kind(), format!("stdin cannot be read: {error}")))?;
-            Ok(String::from_utf8_lossy(without_surroundings(&line)).into_owned())
-        });
-        Box::new(ids.filter(|id| !matches!(id, Ok(id) if id.is_empty())))
-    })
+        if given.len() < arguments.len() {
+            send_stdin(sender)?;
+        }
+    }
+    Ok(())
+}
+
+fn send_stdin(sender: &mpsc::Sender<Read>) -> Result<(), SendError<Read>> {
+    let mut stdin = io::BufReader::with_capacity(BUFFER, io::stdin());
+    loop {
+        match lines(&mut stdin) {
+            Ok(Some(ids)) => sender.blocking_send(Ok(ids))?,
+            Ok(None) => return Ok(()),
+            Err(error) => {
+                let why = format!("stdin cannot be read: {error}");
+                return sender.blocking_send(Err(io::Error::new(error.kind(), why)));
+            }
+        }
+    }
+}
+
+/// The ids of the next line and of those that were read with it; none at the end.
+fn lines(input: &mut io::BufReader<impl io::Read>) -> io::Result<Option<Vec<String>>> {
+    let mut ids = Vec::new();
+    loop {
+        let Some(line) = next_line(input)? else { return Ok(Some(ids).filter(|ids| !ids.is_empty())) };
+        let id = without_surroundings(&line);
+        if !id.is_empty() {
+            ids.push(String::from_utf8_lossy(id).into_owned());
+        }
+        if !ids.is_empty() && !input.buffer().contains(&b'\n') {
+            return Ok(Some(ids));
+        }
+    }
 }
 
 /// The next line, with the end of it. Of one that is too long for an id, as much as shows that.
