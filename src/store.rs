@@ -255,6 +255,7 @@ impl Store {
     ) -> Result<T, StoreError> {
         let (shared, permit) = (Arc::clone(&self.shared), self.reader.permit().await);
         let look = move || {
+            shared.in_place_to_read()?;
             shared.noted(permit.look(|reader| {
                 let snapshot = reader.transaction()?;
                 look(&snapshot)

@@ -2,10 +2,10 @@
 
 use std::process::Stdio;
 
-use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::time::timeout;
 
-use crate::rig::{Daemon, Place, Reply, SOON, Server, assert_sound, binary, run, webhook};
+use crate::rig::{Daemon, Place, Reply, SOON, Server, assert_sound, binary, eventually, run, webhook};
 
 /// Settled, and with it in the log and not in the file.
 async fn settle(place: &Place, id: &str) {
@@ -87,4 +87,28 @@ async fn who_follows_what_happens_is_told() {
     let said = String::from_utf8(followed.stderr).unwrap();
     assert_eq!(followed.status.code(), Some(65), "{said}");
     assert!(said.contains("it was removed, or moved away, while it was in use"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_looks_late_begins_no_database_either() {
+    let api = Server::api().await;
+    let place = Place::new(&api, "");
+    assert_eq!(run(&place, &["add", "ast_1", "ast_2"]).await.code, 0);
+    // It opens the database and has nothing to look for until it is gone.
+    let database = place.path("assetwatch.db");
+    let mut program = tokio::process::Command::new(binary());
+    program.arg("--config").arg(place.config()).args(["cancel", "-"]).env_clear().stdin(Stdio::piped());
+    let mut program = program.stderr(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
+    let files = format!("/proc/{}/fd", program.id().unwrap());
+    eventually(SOON, "it has opened the database", async || {
+        let mut open = std::fs::read_dir(&files).unwrap().filter_map(|file| file.unwrap().path().read_link().ok());
+        open.any(|file| file == place.path("assetwatch.db-wal")).then_some(())
+    })
+    .await;
+    std::fs::rename(&database, place.path("moved.db")).unwrap();
+    program.stdin.take().unwrap().write_all(b"ast_1\n").await.unwrap();
+    let ended = timeout(SOON, program.wait_with_output()).await.expect("it has its ids").unwrap();
+    let said = String::from_utf8(ended.stderr).unwrap();
+    assert_eq!(ended.status.code(), Some(65), "{said}");
+    assert!(!database.exists(), "{said}");
 }
