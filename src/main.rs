@@ -8,7 +8,7 @@ use std::time::Instant;
 use anyhow::Context;
 use assetwatch::cli::{self, Cli, Command, ConfigCommand, HooksCommand, Output, Progress, Screen, exit};
 use assetwatch::config::{self, ConfigError, Environment, Settings};
-use assetwatch::control::UnpolledAccount;
+use assetwatch::control::{HookVerbError, UnpolledAccount};
 use assetwatch::daemon::{self, Ending, EngineError, WaitOptions, Waited};
 use assetwatch::http::GateError;
 use assetwatch::signal::Signals;
@@ -169,12 +169,19 @@ fn complain(error: &anyhow::Error, format: Format) -> u8 {
     if is_configuration || error.is::<ConfigError>() || error.is::<GateError>() || error.is::<UnpolledAccount>() {
         return exit::CONFIGURATION;
     }
-    let store = error.downcast_ref::<StoreError>().or(match (engine, error.downcast_ref()) {
-        (Some(EngineError::Store(store)), _) | (_, Some(BackupError::Store(store))) => Some(store),
-        _ => None,
-    });
-    if matches!(store, Some(StoreError::Unfit { .. })) {
-        return exit::UNFIT;
+    if matches!(store_error(error), Some(StoreError::Unfit { .. })) { exit::UNFIT } else { exit::FAILURE }
+}
+
+/// What the database said, whoever hands it on.
+fn store_error(error: &anyhow::Error) -> Option<&StoreError> {
+    if let Some(EngineError::Store(store)) = error.downcast_ref() {
+        return Some(store);
     }
-    exit::FAILURE
+    if let Some(BackupError::Store(store)) = error.downcast_ref() {
+        return Some(store);
+    }
+    if let Some(HookVerbError::Store(store)) = error.downcast_ref() {
+        return Some(store);
+    }
+    error.downcast_ref()
 }

@@ -107,7 +107,7 @@ async fn wind_up(
     signals: &mut Signals,
 ) -> anyhow::Result<Vec<Outstanding>> {
     let grace = if *ending == Ending::Interrupted { Duration::ZERO } else { settings.grace };
-    if *ending == Ending::Ended {
+    if matches!(ending, Ending::Ended | Ending::Unpolled(_)) {
         tokio::select! {
             biased;
             () = signals.stopped() => {}

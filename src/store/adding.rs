@@ -174,7 +174,7 @@ fn insert(
         .execute(params![
             json(&in_order)?,
             options.account,
-            options.patience.map(|patience| i64::try_from(patience.as_millis()).unwrap_or(i64::MAX)),
+            options.patience.map(in_millis),
             options.metadata,
             options.batch,
             options.callback_url,
@@ -201,6 +201,11 @@ fn is_raised(error: &rusqlite::Error) -> bool {
     error.sqlite_error().is_some_and(|error| error.extended_code == rusqlite::ffi::SQLITE_CONSTRAINT_TRIGGER)
 }
 
+/// As the database keeps it.
+fn in_millis(patience: Duration) -> i64 {
+    i64::try_from(patience.as_millis()).unwrap_or(i64::MAX)
+}
+
 fn json(value: &impl serde::Serialize) -> Result<String, StoreError> {
     serde_json::to_string(value).map_err(|error| StoreError::Broken(error.to_string()))
 }
@@ -220,7 +225,7 @@ fn changed_column(known: &Watch, options: &AddOptions) -> Option<&'static str> {
         ("callback_url", differs(&known.callback_url, &options.callback_url)),
         ("batch", differs(&known.batch, &options.batch)),
         ("metadata", differs(&known.metadata, &options.metadata) && !is_same_json(&known.metadata, &options.metadata)),
-        ("patience", options.patience.is_some() && known.patience != options.patience),
+        ("patience", options.patience.is_some() && known.patience.map(in_millis) != options.patience.map(in_millis)),
     ]
     .into_iter()
     .find_map(|(column, differs)| differs.then_some(column))

@@ -26,6 +26,12 @@ async fn a_lone_wait_for_an_unknown_account_ends_and_adds_nothing() {
     database.execute(known, []).unwrap();
     let waited = run(&place, &wait(&["old_1", "--account", "studo", "--output", "status"])).await;
     assert_eq!((waited.code, waited.out.as_str()), (0, "active\n"), "{waited:?}");
+    // What was cancelled would be watched anew.
+    run(&place, &["add", "ast_1", "--account", "studo"]).await;
+    run(&place, &["cancel", "ast_1"]).await;
+    assert_eq!(run(&place, &wait(&["ast_1", "--account", "studo"])).await.code, 78);
+    assert_eq!(place.state("ast_1").as_deref(), Some("cancelled"));
+    assert_eq!(place.ask::<i64>("SELECT count(*) FROM watches WHERE state = 'waiting'"), Some(0));
 }
 
 #[tokio::test(flavor = "multi_thread")]

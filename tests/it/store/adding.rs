@@ -202,3 +202,11 @@ async fn a_watch_that_waits_is_known_behind_a_newer_row_of_another_program() {
     let added = base.store.add(owned(&["new", "a"]), plain(), NOW).await.unwrap();
     assert!(matches!(&added[..], [Added::New(_), Added::Known(watch)] if watch.id == 1), "{added:?}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_same_patience_is_the_same_however_finely_it_is_given() {
+    let base = Base::new().await;
+    let fine = AddOptions { patience: Some(std::time::Duration::from_micros(1_500)), ..plain() };
+    assert_eq!(add(&base, "a", fine.clone()).await, ("new", Some(1)));
+    assert_eq!(add(&base, "a", fine).await, ("known", Some(1)));
+}
